@@ -1,0 +1,1 @@
+"""Save, verify, choose, complete from peers, prune."""

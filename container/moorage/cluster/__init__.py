@@ -1,0 +1,1 @@
+"""The hosts, devices, memory and network this job woke up with, each with the reason."""

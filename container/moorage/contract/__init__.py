@@ -1,0 +1,1 @@
+"""What SageMaker gives a training container and expects of it."""
