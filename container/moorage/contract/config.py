@@ -71,10 +71,16 @@ class JobConfig:
             if channel.name == name:
                 return channel
         there = ", ".join(c.name for c in self.channels) or "none"
-        raise ConfigError(f"the job has no channel {name!r}", why=f"its channels are: {there}", fix="name it in InputDataConfig (inputdataconfig.json)")
+        raise ConfigError(
+            f"the job has no channel {name!r}",
+            why=f"its channels are: {there}",
+            fix="name it in InputDataConfig (inputdataconfig.json)",
+        )
 
     @classmethod
-    def read(cls, env: Mapping[str, str], *, defaults: Mapping[str, Any] | None = None, paths: Paths | None = None) -> JobConfig:
+    def read(
+        cls, env: Mapping[str, str], *, defaults: Mapping[str, Any] | None = None, paths: Paths | None = None
+    ) -> JobConfig:
         """Read every file under input/config.
 
         resourceconfig.json must be there; the others may be absent, which is an empty map. Raises ConfigError.
@@ -97,7 +103,9 @@ class JobConfig:
         return cls._from_files(env, paths, resource, defaults)
 
     @classmethod
-    def _from_files(cls, env: Mapping[str, str], paths: Paths, resource: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> JobConfig:
+    def _from_files(
+        cls, env: Mapping[str, str], paths: Paths, resource: Mapping[str, Any], defaults: Mapping[str, Any] | None
+    ) -> JobConfig:
         given = read_json(paths.config / "hyperparameters.json") or {}
         inputs = read_json(paths.config / "inputdataconfig.json") or {}
         checkpoint = read_json(paths.config / "checkpointconfig.json") or {}
@@ -115,7 +123,9 @@ class JobConfig:
             instance_groups=_groups(resource, paths),
             network_interface=str(resource.get("network_interface_name") or ""),
             channels=_channels(inputs, paths),
-            hyperparameters=MappingProxyType({k: v for k, v in texts.items() if not k.startswith(("sagemaker_", HYPERPARAMETER_PREFIX, "_"))}),
+            hyperparameters=MappingProxyType(
+                {k: v for k, v in texts.items() if not k.startswith(("sagemaker_", HYPERPARAMETER_PREFIX, "_"))}
+            ),
             sagemaker=MappingProxyType({k: v for k, v in texts.items() if k.startswith("sagemaker_")}),
             checkpoint_folder=_checkpoint_folder(checkpoint, env, paths),
             raw=MappingProxyType({"resourceconfig": resource, "inputdataconfig": inputs, "hyperparameters": texts}),
@@ -130,7 +140,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, UnicodeDecodeError) as error:
         # The text itself is not shown: it may hold a secret.
-        raise ConfigError(f"{path} is not valid JSON", why=_json_place(error), fix="correct the file; the platform writes one JSON object") from None
+        raise ConfigError(
+            f"{path} is not valid JSON",
+            why=_json_place(error),
+            fix="correct the file; the platform writes one JSON object",
+        ) from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}", why=str(error.strerror)) from None
     if not isinstance(value, dict):
@@ -148,12 +162,18 @@ def _hosts(resource: Mapping[str, Any], paths: Paths) -> tuple[tuple[str, ...], 
     path = paths.config / "resourceconfig.json"
     hosts, current = resource.get("hosts"), resource.get("current_host")
     if not isinstance(hosts, list) or not hosts or not all(isinstance(host, str) and host for host in hosts):
-        raise ConfigError(f"{path}: 'hosts' must be a list of host names", why=f"got {hosts!r}", fix=f"as in {_EXAMPLE}")
+        raise ConfigError(
+            f"{path}: 'hosts' must be a list of host names", why=f"got {hosts!r}", fix=f"as in {_EXAMPLE}"
+        )
     if len(set(hosts)) != len(hosts):
-        raise ConfigError(f"{path}: 'hosts' names a host twice", why=f"got {hosts!r}", fix="every host needs a name of its own")
+        raise ConfigError(
+            f"{path}: 'hosts' names a host twice", why=f"got {hosts!r}", fix="every host needs a name of its own"
+        )
     if current not in hosts:
         raise ConfigError(
-            f"{path}: current_host {current!r} is not among hosts {sorted(hosts)}", why="the platform sets both", fix="name the host as it stands in 'hosts'"
+            f"{path}: current_host {current!r} is not among hosts {sorted(hosts)}",
+            why="the platform sets both",
+            fix="name the host as it stands in 'hosts'",
         )
     return tuple(sorted(hosts)), str(current)
 
@@ -161,12 +181,17 @@ def _hosts(resource: Mapping[str, Any], paths: Paths) -> tuple[tuple[str, ...], 
 def _groups(resource: Mapping[str, Any], paths: Paths) -> tuple[InstanceGroup, ...]:
     try:
         return tuple(
-            InstanceGroup(name=str(group["instance_group_name"]), instance_type=str(group["instance_type"]), hosts=tuple(sorted(group["hosts"])))
+            InstanceGroup(
+                name=str(group["instance_group_name"]),
+                instance_type=str(group["instance_type"]),
+                hosts=tuple(sorted(group["hosts"])),
+            )
             for group in resource.get("instance_groups") or ()
         )
     except (KeyError, TypeError) as error:
         raise ConfigError(
-            f"{paths.config / 'resourceconfig.json'}: 'instance_groups' is not as the platform writes it", why=f"{type(error).__name__}: {error}"
+            f"{paths.config / 'resourceconfig.json'}: 'instance_groups' is not as the platform writes it",
+            why=f"{type(error).__name__}: {error}",
         ) from None
 
 
@@ -174,12 +199,16 @@ def _channels(inputs: Mapping[str, Any], paths: Paths) -> tuple[Channel, ...]:
     # From the file, never by listing the folder: siblings such as <channel>-manifest appear beside the channels.
     path = paths.config / "inputdataconfig.json"
     channels = []
-    for name, spec in sorted(inputs.items()):
+    for name, given in sorted(inputs.items()):
         if not CHANNEL_NAME.fullmatch(name) or name in (".", ".."):
-            raise ConfigError(f"{path}: {name!r} is not a channel name", fix="use letters, digits, '.', '-' and '_', at most 64")
-        spec = spec or {}
+            raise ConfigError(
+                f"{path}: {name!r} is not a channel name", fix="use letters, digits, '.', '-' and '_', at most 64"
+            )
+        spec = given or {}
         if not isinstance(spec, dict):
-            raise ConfigError(f"{path}: channel {name!r} holds a {type(spec).__name__}", fix="it must hold an object, {} at least")
+            raise ConfigError(
+                f"{path}: channel {name!r} holds a {type(spec).__name__}", fix="it must hold an object, {} at least"
+            )
         channels.append(
             Channel(
                 name=name,

@@ -9,7 +9,22 @@ from collections.abc import Iterable, Mapping
 HIDDEN = "********"
 
 # Whole words of a key: `api_key` and `apiKey` are secrets, `max_tokens`, `tokenizer` and `keypoints` are not.
-_WORDS = frozenset({"password", "passwd", "passphrase", "pwd", "secret", "secrets", "token", "credential", "credentials", "apikey", "auth", "authorization"})
+_WORDS = frozenset(
+    {
+        "password",
+        "passwd",
+        "passphrase",
+        "pwd",
+        "secret",
+        "secrets",
+        "token",
+        "credential",
+        "credentials",
+        "apikey",
+        "auth",
+        "authorization",
+    }
+)
 _PAIRS = frozenset(
     {
         ("api", "key"),

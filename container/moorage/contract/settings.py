@@ -22,7 +22,9 @@ INTERNAL = frozenset({"MOORAGE_RUN_FOLDER", "MOORAGE_BENCH", "MOORAGE_CHAOS"})
 """Set by us for our own processes: not settings, so not checked as such."""
 
 
-def setting(default: Any, doc: str, *, choices: tuple[str, ...] = (), check: Callable[[Any], bool] | None = None) -> Any:
+def setting(
+    default: Any, doc: str, *, choices: tuple[str, ...] = (), check: Callable[[Any], bool] | None = None
+) -> Any:
     """A field that documents itself; `moorage settings` prints the docs."""
     return field(default=default, metadata={"doc": doc, "choices": choices, "check": check})
 
@@ -40,15 +42,27 @@ class Settings:
     """What the user can choose. The values are typed by their defaults."""
 
     # launch
-    ranks_per_host: int = setting(0, "Ranks started on each host; 0 is one per device, or one where there is only a CPU.", check=_not_negative)
-    max_restarts: int = setting(3, "In-job restarts after a rank failed; none is made when no step was won since the last.", check=_not_negative)
-    grace: float = setting(110.0, "Seconds from SIGTERM to the end of the job; the platform kills at 120.", check=_positive)
+    ranks_per_host: int = setting(
+        0, "Ranks started on each host; 0 is one per device, or one where there is only a CPU.", check=_not_negative
+    )
+    max_restarts: int = setting(
+        3, "In-job restarts after a rank failed; none is made when no step was won since the last.", check=_not_negative
+    )
+    grace: float = setting(
+        110.0, "Seconds from SIGTERM to the end of the job; the platform kills at 120.", check=_positive
+    )
     join_timeout: float = setting(600.0, "Seconds to wait for all hosts at the start.", check=_positive)
     heartbeat_timeout: float = setting(12.0, "Seconds of silence after which a host counts as lost.", check=_positive)
-    control_port: int = setting(7070, "TCP port on the first host where the supervisors agree.", check=lambda port: 0 < port < 65536)
+    control_port: int = setting(
+        7070, "TCP port on the first host where the supervisors agree.", check=lambda port: 0 < port < 65536
+    )
     # training
-    strategy: str = setting("auto", "How the model is spread over the ranks.", choices=("auto", "single", "ddp", "fsdp", "hsdp"))
-    shard_size: int = setting(0, "Ranks that share one copy of the model under hsdp; 0 is all ranks of a host.", check=_not_negative)
+    strategy: str = setting(
+        "auto", "How the model is spread over the ranks.", choices=("auto", "single", "ddp", "fsdp", "hsdp")
+    )
+    shard_size: int = setting(
+        0, "Ranks that share one copy of the model under hsdp; 0 is all ranks of a host.", check=_not_negative
+    )
     precision: str = setting("fp32", "Arithmetic of forward and backward.", choices=("fp32", "bf16", "fp16"))
     accumulation: int = setting(1, "Micro-batches per optimizer step.", check=_positive)
     clip_norm: float = setting(0.0, "Largest gradient norm; 0 clips nothing.", check=_not_negative)
@@ -56,16 +70,24 @@ class Settings:
     activation_checkpointing: bool = setting(False, "Recompute activations of repeated blocks in the backward pass.")
     seed: int = setting(0, "Seed of the model, the data order and the ranks' random numbers.", check=_not_negative)
     log_every: int = setting(50, "Steps between two metric lines; 0 logs only what is reported.", check=_not_negative)
-    trackers: tuple[str, ...] = setting((), "Experiment trackers fed from rank 0 through accelerate, such as tensorboard or mlflow.")
+    trackers: tuple[str, ...] = setting(
+        (), "Experiment trackers fed from rank 0 through accelerate, such as tensorboard or mlflow."
+    )
     # checkpoints
-    checkpoint_minutes: float = setting(10.0, "Minutes between checkpoints; 0 saves by steps only.", check=_not_negative)
+    checkpoint_minutes: float = setting(
+        10.0, "Minutes between checkpoints; 0 saves by steps only.", check=_not_negative
+    )
     checkpoint_steps: int = setting(0, "Steps between checkpoints; 0 saves by time only.", check=_not_negative)
     keep: int = setting(2, "Newest checkpoints kept, beside the best.", check=_positive)
     best: str = setting("", "Reported metric that names the best checkpoint, as max:val_accuracy or min:val_loss.")
-    patience: int = setting(0, "Reports without a better metric after which training ends early; 0 never does.", check=_not_negative)
+    patience: int = setting(
+        0, "Reports without a better metric after which training ends early; 0 never does.", check=_not_negative
+    )
 
     @classmethod
-    def read(cls, env: Mapping[str, str], hyperparameters: Mapping[str, str], defaults: Mapping[str, Any] | None = None) -> Settings:
+    def read(
+        cls, env: Mapping[str, str], hyperparameters: Mapping[str, str], defaults: Mapping[str, Any] | None = None
+    ) -> Settings:
         """Program defaults, then MOORAGE_*, then moorage_*.
 
         Raises ConfigError for a misspelt name, a value of the wrong type, or one outside its choices or bounds.

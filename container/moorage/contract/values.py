@@ -77,7 +77,11 @@ def convert(text: Any, default: Any, name: str) -> Any:
             return kind(part.strip() for part in value.split(",") if part.strip())
     elif kind is dict and isinstance(value, dict):
         return value
-    raise ConfigError(f"{name}: cannot read a value as {kind.__name__}", why=f"got {shown(name, text)}", fix=f"give a {kind.__name__} such as {default!r}")
+    raise ConfigError(
+        f"{name}: cannot read a value as {kind.__name__}",
+        why=f"got {shown(name, text)}",
+        fix=f"give a {kind.__name__} such as {default!r}",
+    )
 
 
 def shown(name: str, value: Any) -> str:
