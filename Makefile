@@ -1,0 +1,75 @@
+# Every target sets up what it needs by itself; CI and people call the same ones. `make` alone lists them.
+# All are .PHONY: a file named `train` and folders named `tests` and `docs` exist.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+BENCH_VENV ?= .venv-bench
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+REPORTS := build/reports
+# Written last, so an interrupted set-up is done again and a finished one never is.
+READY := $(VENV)/.ready
+BENCH_READY := $(BENCH_VENV)/.ready
+PINS := requirements/constraints.txt requirements/dev.txt requirements/install pyproject.toml
+SHELL_FILES := .ci/run requirements/install requirements/lock
+PYTHON_FILES := container tests examples $(wildcard train serve)
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(READY): $(PINS)
+	@requirements/install $(VENV) requirements/dev.txt
+	@touch $@
+
+$(BENCH_READY): $(PINS) requirements/bench.txt
+	@requirements/install $(BENCH_VENV) requirements/bench.txt
+	@touch $@
+
+.PHONY: setup
+setup: $(READY) ## Make the environment (.venv); the other targets do it by themselves
+
+.PHONY: demo
+demo: $(READY) ## Train, interrupt and resume on real data; prints what was lost
+	@$(BIN)/python examples/demo.py
+
+.PHONY: test
+test: $(READY) ## Run every test this machine can; JUnit XML in build/reports
+	@mkdir -p $(REPORTS)
+	@$(PYTEST) tests/unit tests/ranks --junitxml=$(REPORTS)/test.xml $(ARGS)
+
+.PHONY: chaos
+chaos: $(READY) ## Run the kill and stop tests at their full counts (long)
+	@mkdir -p $(REPORTS)
+	@MOORAGE_CHAOS=full $(PYTEST) tests/ranks -m full -s --durations=0 --junitxml=$(REPORTS)/chaos.xml $(ARGS)
+
+.PHONY: bench
+bench: $(BENCH_READY) ## Measure against torchrun, the official toolkit, DDP, accelerate, Lightning
+	@$(BENCH_VENV)/bin/python tests/bench $(ARGS)
+
+.PHONY: lint
+lint: $(READY) ## Check style, types, import arrows, shell files and workflows; changes nothing
+	@$(BIN)/ruff check $(PYTHON_FILES)
+	@$(BIN)/ruff format --check $(PYTHON_FILES)
+	@$(BIN)/mypy
+	@$(BIN)/python tests/arrows.py
+	@$(BIN)/shellcheck $(SHELL_FILES)
+	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/zizmor --offline --quiet .github/workflows
+
+.PHONY: fix
+fix: $(READY) ## Apply what lint can mend by itself
+	@$(BIN)/ruff check --fix $(PYTHON_FILES)
+	@$(BIN)/ruff format $(PYTHON_FILES)
+
+.PHONY: lock
+lock: ## Choose the newest versions that work together: requirements/constraints.txt
+	@requirements/lock
+
+.PHONY: clean
+clean: ## Remove environments, reports and caches
+	@rm -rf $(VENV) $(BENCH_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis container/*.egg-info
+	@find container tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
