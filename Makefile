@@ -44,7 +44,8 @@ test: $(READY) ## Run every test this machine can; JUnit XML in build/reports
 .PHONY: chaos
 chaos: $(READY) ## Run the kill and stop tests at their full counts (long)
 	@mkdir -p $(REPORTS)
-	@MOORAGE_CHAOS=full $(PYTEST) tests/ranks -m full -s --durations=0 --junitxml=$(REPORTS)/chaos.xml $(ARGS)
+	@MOORAGE_CHAOS=full $(PYTEST) tests/ranks -m full -s -o timeout=3600 --durations=0 \
+		--junitxml=$(REPORTS)/chaos.xml $(ARGS)
 
 .PHONY: bench
 bench: $(BENCH_READY) ## Measure against torchrun, the official toolkit, DDP, accelerate, Lightning
