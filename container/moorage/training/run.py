@@ -1,0 +1,433 @@
+"""The Run: what a training program talks to."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from moorage.checkpoint.checkpointer import Checkpointer
+from moorage.contract.config import JobConfig
+from moorage.contract.hyperparameters import Hyperparameters
+from moorage.contract.ledger import Ledger
+from moorage.contract.progress import Progress
+from moorage.contract.secrets import redacted
+from moorage.errors import ConfigError
+from moorage.training import data
+from moorage.training.best import Best
+from moorage.training.export import export
+from moorage.training.feed import Feed, Position
+from moorage.training.metrics import StepMetrics, metric_line, scalar
+from moorage.training.parallel import clip, set_gradient_sync, spread
+from moorage.training.precision import Precision
+from moorage.training.ranks import Place, Ranks
+from moorage.training.saving import Saver
+from moorage.training.stop import SAVE, STOP, Agreement, Phase, Stopped, StopSignal
+
+log = logging.getLogger("moorage")
+
+
+class Run:
+    """One rank's part in a training job; made by `moorage.start()`.
+
+    A method marked collective is called on every rank alike, as a collective of torch.distributed is.
+    """
+
+    def __init__(
+        self, *, config: JobConfig, place: Place, device: torch.device, stop: StopSignal, env: Mapping[str, str]
+    ) -> None:
+        settings = config.settings
+        self.config, self.settings, self.device = config, settings, device
+        self.rank, self.world_size, self.host_rank = place.rank, place.world_size, place.host_rank
+        self._place, self._stop, self._ranks = place, stop, Ranks(place)
+        self._agreement = Agreement(self._ranks.group)
+        self._position = Position()
+        self._feed = Feed(
+            self._position, ranks=self._ranks, device=device, seed=settings.seed,
+            accumulation=settings.accumulation, prepare=self._prepare_micro_batch,
+        )  # fmt: skip
+        self._ledger = (
+            Ledger.open(config.checkpoint_folder, config.current_host, place.attempt) if place.local_rank == 0 else None
+        )
+        checkpointer = Checkpointer(
+            config.checkpoint_folder, rank=place.rank, world_size=place.world_size, local_rank=place.local_rank,
+            host=config.current_host, keep=settings.keep,
+        )  # fmt: skip
+        self._saver = Saver(checkpointer, settings=settings, ledger=self._ledger, rank=place.rank)
+        run_folder = env.get("MOORAGE_RUN_FOLDER")
+        self._progress = Progress.create(Path(run_folder), place.local_rank) if run_folder else None
+        self._precision = Precision(settings.precision, device)
+        self._best = Best.of(settings)
+        self._step_metrics, self._last_metrics = StepMetrics(), dict[str, float]()
+        self._trackers = self._open_trackers()
+        self._models: dict[str, nn.Module] = {}
+        self._optimizers: list[Optimizer] = []
+        self._schedulers: list[LRScheduler] = []
+        self._hyperparameters: Hyperparameters | None = None
+
+    # What a program asks of its job
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is global rank 0, which prints, logs and writes the model."""
+        return self.rank == 0
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps done in all, those before an interruption included."""
+        return self._position.step
+
+    @property
+    def epoch(self) -> int:
+        return self._position.epoch
+
+    @property
+    def model_folder(self) -> Path:
+        return self.config.paths.model
+
+    def hyperparameters(self, **declared: Any) -> Hyperparameters:
+        """The job's hyperparameters, typed by their defaults: hyperparameters(lr=1e-3).lr is a float.
+
+        What the job gives and the program did not declare is reported. Raises ConfigError for a value that does not
+        convert, naming key, value and type.
+        """
+        found = Hyperparameters.resolve(self.config.hyperparameters, declared, sys.argv[1:])
+        for name, text in found.undeclared.items():
+            hint = found.nearest(name)
+            log.warning(
+                "hyperparameter %s=%s is not used by the program%s",
+                name, redacted(name, text), f": did you mean {hint}?" if hint else "",
+            )  # fmt: skip
+        self._hyperparameters = found
+        return found
+
+    def channel(self, name: str, *, may_be_empty: bool = False) -> Path:
+        """The folder of an input channel. Raises ConfigError when the job has none of that name, or it is empty."""
+        channel = self.config.channel(name)
+        if channel.input_mode != "Pipe" and not may_be_empty and not _holds_a_file(channel.folder):
+            raise ConfigError(
+                f"channel {name!r} is empty at {channel.folder}",
+                why="its S3Uri holds no object, or none was left for this host of a sharded channel",
+                fix="check the channel's S3Uri, or ask with may_be_empty=True",
+            )
+        return channel.folder
+
+    # Building
+
+    def loader(
+        self, dataset: Any, batch_size: int, *, shuffle: bool = True, drop_last: bool = True, **options: Any
+    ) -> Any:
+        """A DataLoader of this rank's part of `dataset`.
+
+        batch_size: samples per optimizer step over all ranks and micro-batches. Other options go to DataLoader.
+        An iterable dataset gets torchdata's StatefulDataLoader: its batch_size is divided by the ranks, each rank
+        draws its own part of the stream, and it resumes on the same ranks and workers only.
+        Raises ConfigError when there is nothing to load.
+        """
+        shares = self.world_size * self.settings.accumulation
+        if batch_size < shares:
+            raise ConfigError(
+                f"batch_size {batch_size} is less than one sample for each of {self.world_size} ranks "
+                f"x {self.settings.accumulation} micro-batches",
+                why="batch_size counts the samples of all ranks",
+                fix=f"use {shares} or more",
+            )
+        if data.is_iterable(dataset):
+            return data.make_iterable_loader(dataset, batch_size=batch_size // shares, options=options)
+        if batch_size % shares:
+            log.info(
+                "batch_size %d is not divisible by %d ranks x %d micro-batches: shares differ by one sample, and each "
+                "loss is weighted by its share, so that the gradient is that of the whole batch",
+                batch_size, self.world_size, self.settings.accumulation,
+            )  # fmt: skip
+        if len(dataset) < (batch_size if drop_last else 1):
+            raise ConfigError(
+                f"the dataset holds {len(dataset)} samples, less than one batch of {batch_size}",
+                fix="check the channel it is read from, lower batch_size, or use drop_last=False",
+            )
+        order = data.GlobalOrder(
+            len(dataset), batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, seed=self.settings.seed,
+            rank=self.rank, world_size=self.world_size, accumulation=self.settings.accumulation,
+        )  # fmt: skip
+        return data.make_loader(dataset, order, device=self.device, options=options)
+
+    def parallelize(self, model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+        """`model` on its device, spread by the strategy: as it is, DDP, FSDP2 or HSDP. Collective.
+
+        A function that builds the model is called on the meta device where the strategy shards, so that no rank ever
+        holds the whole of it. Raises ConfigError for a strategy the ranks cannot form.
+        """
+        model, choice = spread(
+            model, settings=self.settings, device=self.device, world_size=self.world_size,
+            ranks_per_host=self._place.local_world_size, precision=self._precision,
+        )  # fmt: skip
+        self._saver.strategy = choice.strategy
+        return model
+
+    def track(self, **things: Any) -> None:
+        """Name what a checkpoint holds: anything with state_dict and load_state_dict. Collective.
+
+        Restores it from the newest checkpoint that verifies. Raises CheckpointError when there are checkpoints but
+        none can be used, or they are of something else.
+        """
+        first = not self._saver.tracks_anything
+        for name, thing in things.items():
+            self._sort_in(name, thing)
+        if first and self._precision.scaler is not None:
+            things["grad_scaler"] = self._precision.scaler
+        manifest = self._saver.track(things)
+        if manifest is None or not first:
+            return
+        position = self._position
+        position.step, position.epoch, position.samples = manifest.step, manifest.epoch, manifest.samples
+        run_state = manifest.objects["run"]
+        self._best.restore(run_state["best"])
+        self._feed.restore(run_state["feed"])
+        self._saver.restore_rng()
+        self._update_progress()
+
+    def _sort_in(self, name: str, thing: Any) -> None:
+        if isinstance(thing, nn.Module):
+            self._models[name] = thing
+        elif isinstance(thing, Optimizer):
+            self._optimizers.append(thing)
+        elif isinstance(thing, LRScheduler) and not isinstance(thing, ReduceLROnPlateau):
+            self._schedulers.append(thing)
+        elif not (hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")):
+            raise ConfigError(
+                f"run.track({name}=...): a {type(thing).__name__} has no state_dict and load_state_dict",
+                fix="track an object that has both",
+            )
+
+    # The loop
+
+    def epochs(self, num: int) -> Iterator[int]:
+        """The epochs still to do, from the one the checkpoint was in. Ends early when patience is exhausted."""
+        self._stop.begin_training()
+        position = self._position
+        while position.epoch < num and not self._best.exhausted:
+            yield position.epoch
+            position.epoch, position.samples = position.epoch + 1, 0
+        if self._best.exhausted:
+            log.info(
+                "ending early: %s has not been better than %g for %d reports",
+                self._best.metric, self._best.value, self.settings.patience,
+            )  # fmt: skip
+
+    def batches(self, loader: Any) -> Iterator[Any]:
+        """This rank's micro-batches of the epoch, on its device, from the sample where training stopped."""
+        self._stop.begin_training()
+        return self._feed.batches(loader)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Backward of the mean loss over this rank's micro-batch, weighted and scaled as the step needs it."""
+        micro = self._feed.micro
+        if micro is not None and micro.weight != 1:
+            loss = loss * micro.weight
+        self._precision.scale(loss).backward()
+
+    def step(self, **metrics: Any) -> None:
+        """End a micro-batch. When the accumulation is whole: clip, step and zero the tracked optimizers, step the
+        tracked schedulers, count, log, save when due, stop when asked. Collective.
+
+        metrics: numbers or one-element tensors, logged as train_<name>, averaged over steps and ranks. Raises Stopped
+        (a SystemExit) after the save when the job was asked to stop.
+        """
+        self._step_metrics.add(metrics)
+        micro = self._feed.close_micro_batch()
+        if micro is not None and not micro.last:
+            return
+        self._optimize()
+        self.advance(micro.num_samples if micro is not None else 0)
+
+    def _optimize(self) -> None:
+        for optimizer in self._optimizers:
+            self._precision.unscale(optimizer)
+        if self.settings.clip_norm:
+            for model in self._models.values():
+                clip(model, self.settings.clip_norm)
+        for optimizer in self._optimizers:
+            self._precision.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        self._precision.update()
+        for scheduler in self._schedulers:
+            scheduler.step()
+
+    def advance(self, num_samples: int = 0) -> None:
+        """Count a step in a loop that steps its optimizers itself; log, save when due, stop when asked. Collective.
+
+        num_samples: those consumed by the step over all ranks, where they do not come from run.batches.
+        """
+        self._stop.begin_training()
+        self._position.step += 1
+        self._position.samples += num_samples
+        self._update_progress()
+        every = self.settings.log_every
+        if every and self._position.step % every == 0:
+            self._log(self._take_step_metrics())
+        wishes = self._stop_wish() | (SAVE if self.is_main and self._saver.time_is_due() else 0)
+        agreed = self._agreement.exchange(wishes)
+        self._saver.poll()
+        if agreed & STOP:
+            self.leave()
+        if agreed & SAVE or self._saver.steps_are_due(self._position.step):
+            self.save()
+
+    def save(self) -> None:
+        """Save a checkpoint now. Collective."""
+        self._save()
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the ranks agree to stop, for loops of one's own, which then call run.leave(). Collective."""
+        self._stop.begin_training()
+        return bool(self._agreement.settle(self._stop_wish()) & STOP)
+
+    def leave(self) -> None:
+        """Save, and end this rank as a stop asks it to. Collective. Raises Stopped."""
+        log.warning("asked to stop: saving at step %d", self._position.step)
+        self._save(wait=True)
+        self._close("stop")
+        raise Stopped
+
+    # Evaluation and reports
+
+    def evaluating(self, loader: Any) -> Iterator[Any]:
+        """This rank's part of `loader`, once through, without touching the training's state. Collective.
+
+        Every sample comes once over all ranks, and every rank gets the same number of batches; meanwhile the tracked
+        models are in eval mode and gradients are off. A stop is honoured between two batches.
+        """
+        self._stop.begin_training()
+        with self._apart_from_training():
+            for batch in self._feed.evaluation(loader):
+                yield batch
+                if self._agreement.exchange(self._stop_wish()) & STOP:
+                    break
+            else:
+                return
+        self.leave()
+
+    @contextmanager
+    def _apart_from_training(self) -> Iterator[None]:
+        modes = {model: model.training for model in self._models.values()}
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad():
+            for model in modes:
+                model.eval()
+            try:
+                yield
+            finally:
+                for model, mode in modes.items():
+                    model.train(mode)
+
+    def mean(self, value: Any, weight: float = 1.0) -> float:
+        """The mean of `value` over the ranks, each counted by its `weight`, such as a number of samples. Collective."""
+        total, weights = self._ranks.sums([scalar("value", value) * weight, weight])
+        return total / weights if weights else float("nan")
+
+    def sum(self, value: Any) -> float:
+        """The sum of `value` over the ranks. Collective."""
+        return self._ranks.sums([scalar("value", value)])[0]
+
+    def report(self, **metrics: Any) -> None:
+        """Report an evaluation: one metric line, and the best kept. Rank 0's numbers count for all. Collective."""
+        values = {name: scalar(name, value) for name, value in metrics.items()}
+        values = dict(zip(values, self._ranks.from_main(list(values.values())), strict=True))
+        self._log({**self._take_step_metrics(), **values})
+        if self._best.update(self._position.step, values):
+            self._save(best=True)
+
+    def _take_step_metrics(self) -> dict[str, float]:
+        means = self._step_metrics.take()
+        return {
+            name: total / self.world_size
+            for name, total in zip(means, self._ranks.sums([*means.values()]), strict=True)
+        }
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        if not values:
+            return
+        self._last_metrics.update(values)
+        if self.is_main:
+            sys.stdout.write(metric_line(self._position.step, self._position.epoch, values))
+            sys.stdout.flush()
+        if self._trackers:
+            self._trackers.log(values, self._position.step)
+
+    # The end
+
+    def finish(self) -> None:
+        """Save the last checkpoint, and write the model as safetensors into the model folder from rank 0. Collective.
+
+        The weights are those of the best report when the setting `best` names a metric, else the last ones.
+        """
+        self._stop.phase = Phase.FINISHING
+        self._agreement.settle(0)
+        self._log(self._take_step_metrics())
+        self._save(wait=True)
+        facts = {
+            "step": self._load_best(), "epoch": self._position.epoch, "metrics": self._last_metrics,
+            "strategy": self._saver.strategy, "world_size": self.world_size,
+            "hyperparameters": self._hyperparameters.shown() if self._hyperparameters else {},
+        }  # fmt: skip
+        for name, model in self._models.items():
+            folder = self.model_folder if len(self._models) == 1 else self.model_folder / name
+            export(model, folder, facts, is_main=self.is_main)
+        self._close("finish")
+
+    def _load_best(self) -> int:
+        """The step of the weights now in the models."""
+        last, best = self._position.step, self._best.step
+        if best in (-1, last):
+            return last
+        if self._saver.load_weights(best, self._models):
+            return best
+        log.warning("the checkpoint of the best step %d is gone: writing the weights of step %d", best, last)
+        return last
+
+    def _save(self, *, best: bool = False, wait: bool = False) -> None:
+        run_state = {"best": self._best.state(), "feed": self._feed.state()}
+        self._saver.save(self._position, run_state=run_state, metrics=self._last_metrics, best=best, wait=wait)
+
+    def _close(self, event: str) -> None:
+        self._saver.close()
+        if self._trackers:
+            self._trackers.finish()
+        if self._ledger:
+            self._ledger.write(event, step=self._position.step)
+        self._ranks.part()
+
+    # Inside
+
+    def _stop_wish(self) -> int:
+        return STOP if self._stop.requested else 0
+
+    def _prepare_micro_batch(self, last: bool) -> None:
+        if self.settings.accumulation > 1:
+            for model in self._models.values():
+                set_gradient_sync(model, last)
+
+    def _update_progress(self) -> None:
+        if self._progress:
+            self._progress.update(self._position.step)
+
+    def _open_trackers(self) -> Any:
+        if not self.settings.trackers or not self.is_main:
+            return None
+        from moorage.training.trackers import Trackers
+
+        config = {name: redacted(name, text) for name, text in self.config.hyperparameters.items()}
+        return Trackers(self.settings.trackers, self.config.name, self.config.paths.output_data, config)
+
+
+def _holds_a_file(folder: Path) -> bool:
+    return folder.is_dir() and any(path.is_file() for path in folder.rglob("*"))

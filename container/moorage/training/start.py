@@ -1,0 +1,104 @@
+"""`moorage.start()`: the process group, the device, the job, the stop signal."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from moorage.contract.config import JobConfig
+from moorage.contract.paths import Paths
+from moorage.training.data import mix, seed_all
+from moorage.training.ranks import Place
+from moorage.training.run import Run
+from moorage.training.stop import Phase, StopSignal, leave_now
+
+log = logging.getLogger("moorage")
+
+
+def start(**defaults: Any) -> Run:
+    """Join the job this process belongs to.
+
+    The same program runs under `train`, under torchrun, and by `python program.py`, where it is one rank with its
+    folders under SAGEMAKER_BASE_DIR, /opt/ml if it is there, or ./ml.
+
+    defaults: settings of the program's own choice, such as strategy="fsdp"; MOORAGE_* and moorage_* win over them.
+    Raises ConfigError for a configuration that cannot be used.
+    """
+    env = os.environ
+    place = Place.from_env(env)
+    _log_to_stderr(place)
+    stop = StopSignal()
+    _report_failures(env, stop)
+    stop.install()
+    config = _job(env, defaults)
+    device = _device(place)
+    if "MASTER_ADDR" in env:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend,
+            device_id=device if device.type == "cuda" else None,
+            timeout=datetime.timedelta(minutes=10),
+        )
+    # The model is built alike everywhere; from the first batch on the ranks draw numbers of their own.
+    seed_all(mix(config.settings.seed))
+    return Run(config=config, place=place, device=device, stop=stop, env=env)
+
+
+def _job(env: Mapping[str, str], defaults: Mapping[str, Any]) -> JobConfig:
+    if "SAGEMAKER_BASE_DIR" in env or Path("/opt/ml/input/config").is_dir():
+        paths = Paths.from_env(env)
+    else:
+        paths = Paths(base=Path("ml").absolute())
+    if "TORCHELASTIC_RUN_ID" in env and (paths.config / "resourceconfig.json").exists():
+        return JobConfig.read(env, defaults=defaults, paths=paths)
+    return JobConfig.local(env, defaults=defaults, paths=paths)
+
+
+def _device(place: Place) -> torch.device:
+    if torch.cuda.is_available():
+        device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        return device
+    return torch.device("cpu")
+
+
+def _log_to_stderr(place: Place) -> None:
+    logger = logging.getLogger("moorage")
+    if logger.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("moorage: %(message)s"))
+    logger.addHandler(handler)
+    # What every rank would say alike is said by one.
+    logger.setLevel(logging.INFO if place.rank == 0 else logging.WARNING)
+    logger.propagate = False
+
+
+def _report_failures(env: Mapping[str, str], stop: StopSignal) -> None:
+    """Leave an uncaught exception where the supervisor looks for it, in the format of torch's @record."""
+    error_file = env.get("TORCHELASTIC_ERROR_FILE")
+    default = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if stop.requested and stop.phase is Phase.SET_UP:
+            leave_now()  # the peers of this collective have left as they were asked to
+        default(kind, error, trace)
+        if error_file and not Path(error_file).exists():
+            frames = "".join(traceback.format_exception(kind, error, trace))
+            extra = {"py_callstack": frames, "timestamp": str(int(time.time()))}
+            message = {"message": {"message": f"{kind.__name__}: {error}", "extraInfo": extra}}
+            Path(error_file).write_text(json.dumps(message), encoding="utf-8")
+
+    sys.excepthook = hook
