@@ -113,8 +113,11 @@ def visible(gpus: Sequence[Gpu], value: str | None) -> tuple[tuple[Gpu, ...], st
     if value is None:
         whole = tuple(gpu for gpu in gpus if not gpu.mig)
         instances = tuple(instance for gpu in gpus for instance in gpu.instances)
-        if whole or not instances:
+        if whole:
             return whole, "all of them; CUDA_VISIBLE_DEVICES is not set", ""
+        if not instances:
+            why = "every GPU is in MIG mode and has no instance" if gpus else "no GPU is on this host"
+            return (), why, why if gpus else ""
         return instances[:1], f"the first of {len(instances)} MIG instances: CUDA uses one in a process", ""
     why = f"CUDA_VISIBLE_DEVICES={value}"
     if not value.strip():
