@@ -8,10 +8,11 @@ import re
 import pytest
 import torch
 
+from moorage.contract.metrics import metric_definitions, metric_line
 from moorage.contract.settings import Settings
 from moorage.errors import ConfigError
 from moorage.training.best import Best
-from moorage.training.metrics import StepMetrics, metric_definitions, metric_line, scalar
+from moorage.training.metrics import StepMetrics, scalar
 
 
 def test_the_line_is_as_designed() -> None:

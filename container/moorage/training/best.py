@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from moorage.contract.metrics import METRIC_NAME
 from moorage.contract.settings import Settings
 from moorage.errors import ConfigError
-from moorage.training.metrics import METRIC_NAME
 
 
 @dataclass(kw_only=True)

@@ -1,25 +1,14 @@
-"""The metric line, and what SageMaker needs to read it.
-
-`#metric step=120 epoch=3 train_loss=0.231 val_accuracy=0.914`: one line, from global rank 0, newline-terminated.
-"""
+"""Metrics of a Run: what may be one, and their means between two metric lines."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from moorage.contract.metrics import METRIC_NAME
 from moorage.errors import ConfigError
-
-METRIC_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-/]*")
-
-
-def metric_line(step: int, epoch: int, values: Mapping[str, float]) -> str:
-    """The line that `moorage metrics` has the definitions for, newline included."""
-    parts = [f"{name}={value:.6g}" for name, value in values.items()]
-    return " ".join(["#metric", f"step={step}", f"epoch={epoch}", *parts]) + "\n"
 
 
 def scalar(name: str, value: Any) -> float:
@@ -57,13 +46,3 @@ class StepMetrics:
         means = {f"train_{name}": scalar(name, total) / self._num[name] for name, total in self._sums.items()}
         self._sums, self._num = {}, {}
         return means
-
-
-def metric_definitions(names: Iterable[str]) -> list[dict[str, str]]:
-    """SageMaker's MetricDefinitions for the metric line: at most 40, a regex of at most 500 characters each
-    (CreateTrainingJob, AlgorithmSpecification)."""
-    number = r"([-+]?(?:[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?|inf|nan))"
-    return [
-        {"Name": name, "Regex": rf"#metric .* {re.escape(name)}={number}"}
-        for name in sorted(set(names))
-    ]

@@ -18,6 +18,7 @@ from moorage.checkpoint.checkpointer import Checkpointer
 from moorage.contract.config import JobConfig
 from moorage.contract.hyperparameters import Hyperparameters
 from moorage.contract.ledger import Ledger
+from moorage.contract.metrics import metric_line
 from moorage.contract.progress import Progress
 from moorage.contract.secrets import redacted
 from moorage.errors import ConfigError
@@ -25,7 +26,7 @@ from moorage.training import data
 from moorage.training.best import Best
 from moorage.training.export import export
 from moorage.training.feed import Feed, Position
-from moorage.training.metrics import StepMetrics, metric_line, scalar
+from moorage.training.metrics import StepMetrics, scalar
 from moorage.training.parallel import clip, set_gradient_sync, spread
 from moorage.training.precision import Precision
 from moorage.training.ranks import Place, Ranks
