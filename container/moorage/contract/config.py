@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from moorage.contract.paths import Paths
-from moorage.contract.settings import HYPERPARAMETER_PREFIX, Settings
+from moorage.contract.settings import Settings, is_setting
 from moorage.errors import ConfigError
 
 CHANNEL_NAME = re.compile(r"[A-Za-z0-9.\-_]{1,64}")
@@ -56,8 +56,8 @@ class JobConfig:
     instance_groups: tuple[InstanceGroup, ...]
     network_interface: str
     channels: tuple[Channel, ...]
-    hyperparameters: Mapping[str, str]
-    sagemaker: Mapping[str, str]
+    hyperparameters: Mapping[str, str] = field(repr=False)
+    sagemaker: Mapping[str, str] = field(repr=False)
     checkpoint_folder: Path
     raw: Mapping[str, Any] = field(repr=False)
 
@@ -124,10 +124,10 @@ class JobConfig:
             network_interface=str(resource.get("network_interface_name") or ""),
             channels=_channels(inputs, paths),
             hyperparameters=MappingProxyType(
-                {k: v for k, v in texts.items() if not k.startswith(("sagemaker_", HYPERPARAMETER_PREFIX, "_"))}
+                {k: v for k, v in texts.items() if not (is_setting(k) or k.startswith(("sagemaker_", "_")))}
             ),
             sagemaker=MappingProxyType({k: v for k, v in texts.items() if k.startswith("sagemaker_")}),
-            checkpoint_folder=_checkpoint_folder(checkpoint, env, paths),
+            checkpoint_folder=_checkpoint_folder(checkpoint, paths),
             raw=MappingProxyType({"resourceconfig": resource, "inputdataconfig": inputs, "hyperparameters": texts}),
         )
 
@@ -138,7 +138,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         # The text itself is not shown: it may hold a secret.
         raise ConfigError(
             f"{path} is not valid JSON",
@@ -146,7 +146,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
             fix="correct the file; the platform writes one JSON object",
         ) from None
     except OSError as error:
-        raise ConfigError(f"cannot read {path}", why=str(error.strerror)) from None
+        raise ConfigError(f"cannot read {path}", why=str(error.strerror), fix="check what lies there") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds a {type(value).__name__}", fix="it must hold one JSON object")
     return value
@@ -184,7 +184,7 @@ def _groups(resource: Mapping[str, Any], paths: Paths) -> tuple[InstanceGroup, .
             InstanceGroup(
                 name=str(group["instance_group_name"]),
                 instance_type=str(group["instance_type"]),
-                hosts=tuple(sorted(group["hosts"])),
+                hosts=tuple(sorted(_names(group["hosts"]))),
             )
             for group in resource.get("instance_groups") or ()
         )
@@ -192,7 +192,14 @@ def _groups(resource: Mapping[str, Any], paths: Paths) -> tuple[InstanceGroup, .
         raise ConfigError(
             f"{paths.config / 'resourceconfig.json'}: 'instance_groups' is not as the platform writes it",
             why=f"{type(error).__name__}: {error}",
+            fix='as in [{"instance_group_name": "g", "instance_type": "ml.m5.large", "hosts": ["algo-1"]}]',
         ) from None
+
+
+def _names(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"hosts is {value!r}")
+    return value
 
 
 def _channels(inputs: Mapping[str, Any], paths: Paths) -> tuple[Channel, ...]:
@@ -221,8 +228,8 @@ def _channels(inputs: Mapping[str, Any], paths: Paths) -> tuple[Channel, ...]:
     return tuple(channels)
 
 
-def _checkpoint_folder(checkpoint: Mapping[str, Any], env: Mapping[str, str], paths: Paths) -> Path:
-    # The job's CheckpointConfig is the truth; without one nothing is uploaded, and the usual place serves in-job restarts.
+def _checkpoint_folder(checkpoint: Mapping[str, Any], paths: Paths) -> Path:
+    # The job's CheckpointConfig is the truth; without one nothing is uploaded, and the usual place serves restarts.
     local = checkpoint.get("LocalPath")
     if local is None:
         return paths.checkpoints

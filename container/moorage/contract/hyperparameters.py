@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from moorage.contract.secrets import redacted
+from moorage.contract.secrets import redact_value
 from moorage.contract.values import convert
 from moorage.errors import ConfigError
 
@@ -70,9 +70,9 @@ def _carried(key: str, value: str) -> str:
 
 
 class Hyperparameters:
-    """Hyperparameters by attribute, frozen; `repr` hides secrets.
+    """Hyperparameters by attribute or item, frozen; `repr` hides secrets.
 
-    undeclared: what was given and not declared, with the nearest declared name, or "" where none is near.
+    undeclared: what was given and not declared, still as text; `nearest` says what may have been meant.
     """
 
     __slots__ = ("_values", "undeclared")
@@ -81,6 +81,8 @@ class Hyperparameters:
     undeclared: Mapping[str, str]
 
     def __init__(self, values: Mapping[str, Any], undeclared: Mapping[str, str] | None = None) -> None:
+        if taken := sorted(name for name in values if name in dir(type(self))):
+            raise ConfigError(f"a hyperparameter cannot be named {taken[0]!r}", fix="choose another name")
         object.__setattr__(self, "_values", MappingProxyType(dict(values)))
         object.__setattr__(self, "undeclared", MappingProxyType(dict(undeclared or {})))
 
@@ -96,30 +98,36 @@ class Hyperparameters:
         """
         names = {_same(name): name for name in declared}
         values, undeclared = dict(declared), {}
-        for source, entries in (("hyperparameter", given), ("argument --", _overrides(argv, given))):
+        for kind, entries in (("hyperparameter ", given), ("argument --", _overrides(argv, given))):
             for key, text in entries.items():
                 name = names.get(_same(key))
                 if name is not None:
-                    label = f"{source}{key}" if source.endswith("-") else f"{source} {key}"
-                    values[name] = convert(text, declared[name], label)
+                    values[name] = convert(text, declared[name], f"{kind}{key}")
                 elif not key.startswith(("sagemaker_", "moorage_", "_")):
-                    near = difflib.get_close_matches(_same(key), names, n=1)
-                    undeclared[key] = names[near[0]] if near else ""
+                    undeclared[key] = text
         return cls(values, undeclared)
+
+    def nearest(self, name: str) -> str:
+        """The declared name that `name` may have meant, or ""."""
+        near = difflib.get_close_matches(_same(name), self._values, n=1)
+        return near[0] if near else ""
 
     def as_dict(self) -> dict[str, Any]:
         return dict(self._values)
+
+    def shown(self) -> dict[str, Any]:
+        """As they may be logged or written down: without secrets."""
+        return dict(redact_value(self._values))
 
     def __getattr__(self, name: str) -> Any:
         # Copying and unpickling ask before there is anything to ask.
         if name.startswith("__") or name in self.__slots__:
             raise AttributeError(name)
-        try:
+        if name in self._values:
             return self._values[name]
-        except KeyError:
-            near = difflib.get_close_matches(name, self._values, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"declared are: {', '.join(self._values) or 'none'}"
-            raise AttributeError(f"no hyperparameter {name!r} was declared; {hint}") from None
+        near = self.nearest(name)
+        hint = f"did you mean {near!r}?" if near else f"declared are: {', '.join(self._values) or 'none'}"
+        raise AttributeError(f"no hyperparameter {name!r} was declared; {hint}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"hyperparameters are frozen; keep a changed {name!r} in a variable of your own")
@@ -142,13 +150,13 @@ class Hyperparameters:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Hyperparameters) and self._values == other._values
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # its values need not have one
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self._values]
 
     def __repr__(self) -> str:
-        return f"Hyperparameters({', '.join(f'{k}={redacted(k, repr(v))}' for k, v in self._values.items())})"
+        return f"Hyperparameters({', '.join(f'{name}={value!r}' for name, value in self.shown().items())})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (dict(self._values), dict(self.undeclared))

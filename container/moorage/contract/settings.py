@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +24,11 @@ INTERNAL = frozenset({"MOORAGE_RUN_FOLDER", "MOORAGE_BENCH", "MOORAGE_CHAOS"})
 """Set by us for our own processes: not settings, so not checked as such."""
 
 
+def is_setting(key: str) -> bool:
+    """Whether a hyperparameter is one of ours, which the program never sees."""
+    return key.replace("-", "_").startswith(HYPERPARAMETER_PREFIX)
+
+
 def setting(
     default: Any, doc: str, *, choices: tuple[str, ...] = (), check: Callable[[Any], bool] | None = None
 ) -> Any:
@@ -30,11 +37,11 @@ def setting(
 
 
 def _positive(value: float) -> bool:
-    return value > 0
+    return 0 < value < math.inf
 
 
 def _not_negative(value: float) -> bool:
-    return value >= 0
+    return 0 <= value < math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +86,11 @@ class Settings:
     )
     checkpoint_steps: int = setting(0, "Steps between checkpoints; 0 saves by time only.", check=_not_negative)
     keep: int = setting(2, "Newest checkpoints kept, beside the best.", check=_positive)
-    best: str = setting("", "Reported metric that names the best checkpoint, as max:val_accuracy or min:val_loss.")
+    best: str = setting(
+        "",
+        "Reported metric that names the best checkpoint, as max:val_accuracy or min:val_loss.",
+        check=lambda text: not text or bool(re.fullmatch(r"(min|max):[^\s:=]+", text)),
+    )
     patience: int = setting(
         0, "Reports without a better metric after which training ends early; 0 never does.", check=_not_negative
     )
@@ -88,20 +99,21 @@ class Settings:
     def read(
         cls, env: Mapping[str, str], hyperparameters: Mapping[str, str], defaults: Mapping[str, Any] | None = None
     ) -> Settings:
-        """Program defaults, then MOORAGE_*, then moorage_*.
+        """Program defaults, then MOORAGE_*, then moorage_*; a default of None and an empty variable say nothing.
 
         Raises ConfigError for a misspelt name, a value of the wrong type, or one outside its choices or bounds.
         """
         values: dict[str, Any] = {}
         for name, value in (defaults or {}).items():
-            values[name] = _checked(name, value, f"moorage.start({name}=...)")
+            if value is not None or name not in _FIELDS:
+                values[name] = _checked(name, value, f"moorage.start({name}=...)")
         for key, text in env.items():
-            if key.startswith(ENV_PREFIX) and key not in INTERNAL:
+            if key.startswith(ENV_PREFIX) and key not in INTERNAL and text.strip():
                 name = key.removeprefix(ENV_PREFIX).lower()
                 values[name] = _checked(name, text, f"environment variable {key}")
         for key, text in hyperparameters.items():
-            if key.startswith(HYPERPARAMETER_PREFIX):
-                name = key.removeprefix(HYPERPARAMETER_PREFIX)
+            if is_setting(key):
+                name = key.removeprefix(HYPERPARAMETER_PREFIX).replace("-", "_")
                 values[name] = _checked(name, text, f"hyperparameter {key}")
         return cls(**values)
 
@@ -117,10 +129,12 @@ def _checked(name: str, value: Any, source: str) -> Any:
     field_ = _FIELDS[name]
     value = convert(value, field_.default, source)
     choices, check = field_.metadata["choices"], field_.metadata["check"]
+    if value is None:
+        raise ConfigError(f"{source}: None is not a {name}", fix="leave it out for the default")
     if choices and value not in choices:
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}"
         raise ConfigError(f"{source}: {value!r} is not a {name}", fix=hint)
     if check and not check(value):
-        raise ConfigError(f"{source}: {value!r} is out of range", why=field_.metadata["doc"])
+        raise ConfigError(f"{source}: {value!r} is not a {name}", why=field_.metadata["doc"])
     return value
