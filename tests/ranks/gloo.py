@@ -35,8 +35,8 @@ def run_ranks(body: Callable[..., Any], world_size: int, *args: Any, timeout: fl
         pipes, processes = [], []
         for rank in range(world_size):
             receiver, sender = context.Pipe(duplex=False)
-            where = (body.__code__.co_filename, body.__name__)
-            process = context.Process(target=_rank, args=(sender, where, rank, world_size, folder, args), daemon=True)
+            job = (body.__code__.co_filename, body.__name__, args)
+            process = context.Process(target=_rank, args=(sender, rank, world_size, folder, job), daemon=True)
             process.start()
             sender.close()
             pipes.append(receiver)
@@ -57,8 +57,9 @@ def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
         ready = wait(pending, max(0.0, deadline - time.monotonic()))
         if not ready:
             raise RankFailed(f"ranks {sorted(set(range(len(pipes))) - set(results))} did not finish in time")
-        for pipe in ready:
-            rank = pipes.index(pipe)
+        for rank, pipe in enumerate(pipes):
+            if pipe not in ready:
+                continue
             try:
                 good, value = pickle.loads(pipe.recv_bytes())  # noqa: S301 - our own process
             except EOFError:
@@ -69,16 +70,15 @@ def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
     return [results[rank] for rank in range(len(pipes))]
 
 
-def _rank(
-    sender: Connection, where: tuple[str, str], rank: int, world_size: int, folder: str, args: tuple[Any, ...]
-) -> None:
+def _rank(sender: Connection, rank: int, world_size: int, folder: str, job: tuple[str, str, tuple[Any, ...]]) -> None:
     import torch
     import torch.distributed as dist
 
     try:
         warnings.simplefilter("error")
         torch.set_num_threads(1)
-        body = getattr(_load(where[0]), where[1])
+        path, name, args = job
+        body = getattr(_load(path), name)
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
         answer = (True, body(rank, *args))
         dist.destroy_process_group()
