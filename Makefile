@@ -49,7 +49,7 @@ chaos: $(READY) ## Run the kill and stop tests at their full counts (long)
 
 .PHONY: bench
 bench: $(BENCH_READY) ## Measure against torchrun, the official toolkit, DDP, accelerate, Lightning
-	@$(BENCH_VENV)/bin/python tests/bench $(ARGS)
+	@PYTHONPATH=tests $(BENCH_VENV)/bin/python -m bench $(ARGS)
 
 .PHONY: lint
 lint: $(READY) ## Check style, types, import arrows, shell files and workflows; changes nothing

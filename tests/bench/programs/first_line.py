@@ -1,0 +1,3 @@
+import time
+
+print(f"first line at {time.time()}", flush=True)
