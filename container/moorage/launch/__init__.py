@@ -1,1 +1,1 @@
-"""Plan the ranks, then supervise them: signals, deadlines, agreement between hosts, restarts, exit codes."""
+"""Plan the ranks, then supervise them: PID 1 of each host, in agreement with the other hosts."""

@@ -1,0 +1,319 @@
+"""What the hosts agree on: one pure state machine on the first host. Messages in, messages out; it knows no sockets.
+
+| state | left when | for |
+|---|---|---|
+| JOINING | every host is ready | RUNNING, by `start` to all |
+| RUNNING | a rank failed, or a host was lost | ENDING, by `end` to all |
+| RUNNING | a stop was asked of one | STOPPING, by `stop` to all |
+| RUNNING | every rank of every host ended with 0 | LEAVING |
+| ENDING | every host is down | RUNNING again, or LEAVING |
+| STOPPING | every host is down | LEAVING |
+| LEAVING | | every host got the same `leave`: exit code and root cause |
+
+From a host: ready, failed, down, stop. To a host: start, stop, end, leave.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from moorage.contract.failure import Failure
+from moorage.contract.settings import Settings
+from moorage.errors import STOPPED, ClusterError
+from moorage.launch import restart
+from moorage.launch.wire import Message
+
+WINDOW = 2.0
+"""Seconds in which the failures of all ranks are gathered while the first looks like another's effect."""
+
+REJOIN = 8.0
+"""Seconds that a host whose connection broke before the start has to come back."""
+
+LINGER = 30.0
+"""Seconds that a failure before the start waits for hosts that are still to come, so that they hear of it."""
+
+END_LIMIT = 30.0
+"""Seconds from SIGKILL to a host without ranks; longer is a process stuck in the kernel."""
+
+LEAVE_MARGIN = 5.0
+
+TERMINATED = (STOPPED, -15)
+
+logger = logging.getLogger("moorage")
+
+Send = tuple[str, Message]
+
+
+class State(enum.Enum):
+    JOINING = enum.auto()
+    RUNNING = enum.auto()
+    ENDING = enum.auto()
+    STOPPING = enum.auto()
+    LEAVING = enum.auto()
+
+
+@dataclass
+class _Host:
+    """What is known of one host."""
+
+    present: bool = False
+    lost: bool = False
+    ready: bool = False
+    fingerprint: str = ""
+    ranks: int = 0
+    rejoin_by: float | None = None
+    codes: list[int] | None = None
+    """Of its ranks in this attempt; None while some still run."""
+
+
+@dataclass(kw_only=True)
+class Agreement:
+    """hosts: sorted. pick_port: a free port on the first host. Times are those of one monotonic clock, in seconds."""
+
+    hosts: Sequence[str]
+    settings: Settings
+    pick_port: Callable[[], int]
+    started: float
+    state: State = State.JOINING
+    attempt: int = 0
+    verdict: Message | None = None
+    _known: dict[str, _Host] = field(init=False)
+    _failures: list[Failure] = field(default_factory=list)
+    _progressed: bool = False
+    _steps: int = 0
+    _stopping: bool = False
+    _deadline: float | None = None
+    _missing: bool = False
+
+    def __post_init__(self) -> None:
+        self._known = {host: _Host() for host in self.hosts}
+        self._deadline = self.started + self.settings.join_timeout
+
+    # What happens
+
+    def joined(self, host: str, now: float) -> list[Send]:
+        self._known[host].present, self._known[host].rejoin_by = True, None
+        if self.state is State.LEAVING and self.verdict is not None:
+            return [(host, self.verdict)]
+        if self._failures and not self._absent():
+            return self._leave_with(self._root())
+        if self.state is State.JOINING and not self._failures and not self._absent():
+            self._deadline = None  # what a host prepares may take its time
+        return []
+
+    def heard(self, host: str, message: Message, now: float) -> list[Send]:
+        """Raises KeyError, TypeError or ValueError for a message that no supervisor sends."""
+        known, kind = self._known[host], message["type"]
+        if self.state is State.LEAVING or known.lost:
+            return []
+        if kind == "stop":
+            return self._stop_asked(host, now)
+        if kind == "ready":
+            known.ready, known.fingerprint, known.ranks = True, str(message["fingerprint"]), int(message["ranks"])
+            return self._start_when_ready()
+        if kind == "failed":
+            failure = Failure.from_json(message["failure"])
+            return self._failed(failure, now) if message["attempt"] in (self.attempt, None) else []
+        if kind == "down" and message["attempt"] == self.attempt:
+            known.codes = [int(code) for code in message["codes"]]
+            self._count_progress(message)
+            return self._down(now)
+        return []
+
+    def disconnected(self, host: str, why: str, now: float) -> list[Send]:
+        """Before the start it may come back; after it, it is lost."""
+        if self.state is State.LEAVING:
+            return []
+        if self.state is not State.JOINING:
+            return self.lost(host, why, now)
+        known = self._known[host]
+        known.present, known.ready, known.rejoin_by = False, False, now + REJOIN
+        return []
+
+    def lost(self, host: str, why: str, now: float) -> list[Send]:
+        known = self._known[host]
+        if self.state is State.LEAVING or known.lost:
+            return []
+        done = known.codes is not None
+        known.lost, known.present = True, False
+        if known.codes is None:
+            known.codes = []
+        if self.state is State.STOPPING and done:
+            return self._down(now)
+        return self._failed(lost_host(host, why), now)
+
+    def tick(self, now: float) -> list[Send]:
+        """At `wake_at`, or any time."""
+        for host, known in self._known.items():
+            if known.rejoin_by is not None and now >= known.rejoin_by and not known.lost:
+                return self.lost(host, f"it left before the start and did not come back in {REJOIN:.0f} s", now)
+        if self._deadline is None or now < self._deadline:
+            return []
+        self._deadline = None
+        if self.state is State.JOINING:
+            return self._leave_with(self._root() if self._failures else self._never_came())
+        if self.state is State.RUNNING:
+            return self._end(now)
+        if self.state in (State.ENDING, State.STOPPING):
+            return self._leave_with(self._root() if self._failures else self._not_down())
+        return []
+
+    @property
+    def wake_at(self) -> float | None:
+        times = [known.rejoin_by for known in self._known.values() if known.rejoin_by is not None and not known.lost]
+        return min([*times, *([] if self._deadline is None else [self._deadline])], default=None)
+
+    # What follows
+
+    def _start_when_ready(self) -> list[Send]:
+        if self.state is not State.JOINING or not all(known.ready for known in self._known.values()):
+            return []
+        first = self.hosts[0]
+        for host, known in self._known.items():
+            if known.fingerprint != self._known[first].fingerprint:
+                return self._leave_with(_different_code(first, host, self._known[first], known))
+        return self._start()
+
+    def _start(self) -> list[Send]:
+        self.state, self._deadline = State.RUNNING, None
+        self._failures, self._progressed = [], False
+        for known in self._known.values():
+            known.codes = None
+        ranks = {host: known.ranks for host, known in self._known.items()}
+        return self._all({"type": "start", "attempt": self.attempt, "port": self.pick_port(), "ranks": ranks})
+
+    def _failed(self, failure: Failure, now: float) -> list[Send]:
+        self._failures.append(failure)
+        if self.state is State.JOINING:
+            if not self._absent():
+                return self._leave_with(self._root())
+            # Those that are still to come would wait for us in vain.
+            self._deadline = min(now + LINGER, self.started + self.settings.join_timeout)
+            return []
+        if self.state is State.RUNNING:
+            if failure.consequence and not self._all_down():
+                self._deadline = self._deadline or now + WINDOW
+                return []
+            return self._end(now)
+        return self._down(now)
+
+    def _end(self, now: float) -> list[Send]:
+        self.state, self._deadline = State.ENDING, now + END_LIMIT
+        return self._all({"type": "end", "attempt": self.attempt}) + self._down(now)
+
+    def _down(self, now: float) -> list[Send]:
+        if not self._all_down():
+            return []
+        if self.state is State.RUNNING:
+            return self._end(now) if self._failures else self._leave(0, None)
+        if self.state is State.STOPPING:
+            return self._stopped()
+        return self._again() if self.state is State.ENDING else []
+
+    def _again(self) -> list[Send]:
+        cause = self._root()
+        if lost := [host for host, known in self._known.items() if known.lost]:
+            return self._leave_with(cause, f"no restart: {', '.join(lost)} is lost")
+        decision = restart.decide(
+            cause, made=self.attempt, most=self.settings.max_restarts, progressed=self._progressed
+        )
+        if not decision.again:
+            return self._leave_with(cause, f"no restart: {decision.why}")
+        if self._stopping:
+            return self._leave(STOPPED, None, "stopped before the next attempt")
+        logger.warning("%s", cause.headline)
+        logger.warning("restarting all ranks: %s", decision.why)
+        self.attempt += 1
+        return self._start()
+
+    def _stop_asked(self, host: str, now: float) -> list[Send]:
+        if self._stopping:
+            return []
+        self._stopping = True
+        if self.state is State.JOINING:
+            return (
+                self._leave_with(self._root())
+                if self._failures
+                else self._leave(STOPPED, None, "stopped before the start")
+            )
+        if self.state is State.ENDING:
+            return []
+        self.state, self._deadline = State.STOPPING, now + self.settings.grace + LEAVE_MARGIN
+        return self._all({"type": "stop", "host": host}) + self._down(now)
+
+    def _stopped(self) -> list[Send]:
+        codes = [code for known in self._known.values() for code in known.codes or ()]
+        real = [failure for failure in self._failures if not failure.consequence]
+        if not real and all(code == 0 for code in codes):
+            return self._leave(0, None)
+        if not real and any(code in TERMINATED for code in codes):
+            # Ranks that saw the others leave have nothing of their own to say.
+            return self._leave(STOPPED, None, "stopped as asked")
+        return self._leave_with(self._root())
+
+    def _leave_with(self, failure: Failure, why: str = "") -> list[Send]:
+        return self._leave(failure.code, failure, why)
+
+    def _leave(self, code: int, failure: Failure | None, why: str = "") -> list[Send]:
+        self.state, self._deadline = State.LEAVING, None
+        told = failure.to_json() if failure else None
+        self.verdict = {"type": "leave", "code": code, "failure": told, "why": why}
+        return self._all(self.verdict)
+
+    # What is known
+
+    def _all(self, message: Message) -> list[Send]:
+        return [(host, message) for host, known in self._known.items() if known.present]
+
+    def _absent(self) -> list[str]:
+        return [host for host, known in self._known.items() if not known.present and not known.lost]
+
+    def _all_down(self) -> bool:
+        return all(known.codes is not None for known in self._known.values())
+
+    def _root(self) -> Failure:
+        return min(self._failures, key=lambda failure: (failure.consequence, failure.time))
+
+    def _count_progress(self, message: Message) -> None:
+        step: Any = message.get("step")
+        if step is None:
+            self._progressed |= bool(message.get("saved"))
+        elif step > self._steps:
+            self._steps, self._progressed = int(step), True
+
+    def _never_came(self) -> Failure:
+        missing = ", ".join(self._absent())
+        error = ClusterError(
+            f"{missing} did not join within {self.settings.join_timeout:.0f} s",
+            why=f"{len(self._absent())} of {len(self.hosts)} hosts never reached {self.hosts[0]}",
+            fix=f"look at the logs of {missing}; the time to wait is the setting join_timeout, the port control_port",
+        )
+        return Failure.from_error(error, self.hosts[0], time=time.time())
+
+    def _not_down(self) -> Failure:
+        stuck = ", ".join(host for host, known in self._known.items() if known.codes is None)
+        error = ClusterError(f"ranks of {stuck} did not end", why="they were sent SIGKILL, and are stuck in the kernel")
+        return Failure.from_error(error, self.hosts[0], time=time.time())
+
+
+def lost_host(host: str, why: str) -> Failure:
+    error = ClusterError(
+        f"lost the host {host}: {why}",
+        why="its container ended, or the network to it is cut",
+        fix=f"look at the log of {host}; training goes on from the last checkpoint when the job is started again",
+    )
+    return Failure.from_error(error, host, time=time.time())
+
+
+def _different_code(first: str, other: str, ours: _Host, theirs: _Host) -> Failure:
+    error = ClusterError(
+        f"{first} and {other} have different code",
+        why=f"the fingerprints are {ours.fingerprint} on {first} and {theirs.fingerprint} on {other}",
+        fix="give every host the same program, arguments and version of moorage",
+    )
+    return Failure.from_error(error, other, time=time.time())

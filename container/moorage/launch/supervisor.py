@@ -1,0 +1,292 @@
+"""PID 1 of a host: starts, stops and ends its ranks as the hosts agree, and says when it is over.
+
+Everything happens in one thread, in callbacks of the loop. The log has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import moorage
+from moorage.cluster import Cluster
+from moorage.contract.config import JobConfig
+from moorage.contract.failure import Failure, job_secrets
+from moorage.contract.ledger import Ledger, attempt_name
+from moorage.contract.progress import clear_progress, read_progress
+from moorage.errors import STOPPED, MoorageError, StopTimeout
+from moorage.launch.agreement import LEAVE_MARGIN, TERMINATED
+from moorage.launch.attempt import Attempt
+from moorage.launch.control import Link
+from moorage.launch.logs import LogPump
+from moorage.launch.loop import Loop
+from moorage.launch.plan import plan_launch
+from moorage.launch.preparation import Preparation, Prepared
+from moorage.launch.ranks import reap
+from moorage.launch.restart import folder_state
+from moorage.launch.wire import Message
+
+logger = logging.getLogger("moorage")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How the job ended: the same on every host."""
+
+    code: int
+    failure: Failure | None = None
+    why: str = ""
+
+
+class Supervisor:
+    """Of one host. env: what the ranks inherit. run_folder: for what supervisor and ranks share."""
+
+    def __init__(
+        self,
+        *,
+        loop: Loop,
+        pump: LogPump,
+        link: Link,
+        config: JobConfig,
+        preparation: Preparation,
+        env: Mapping[str, str],
+        run_folder: Path,
+    ) -> None:
+        self._loop, self._pump, self._link = loop, pump, link
+        self._config, self._env, self._run_folder = config, env, run_folder
+        self.cluster: Cluster | None = None
+        self._secrets = job_secrets(env, config.raw["hyperparameters"])
+        self._preparation = preparation
+        self._prepared: Prepared | None = None
+        self._unprepared: Failure | None = None
+        self._attempt: Attempt | None = None
+        self._number = 0
+        self._saved_state = ""
+        self._stop_at: float | None = None
+        self._verdict: Verdict | None = None
+        self._lost: Failure | None = None
+        self._ledger = Ledger.none()
+
+    def refuse(self, error: MoorageError) -> None:
+        """This host cannot take part: the others shall hear why."""
+        self._preparation.kill()
+        self._not_ready(Failure.from_error(error, self._config.current_host, time=time.time()))
+
+    def run(self) -> Verdict:
+        """Until the job is over on all hosts; no rank of this host is left then."""
+        self._link.on_message, self._link.on_lost = self._heard, self._unreachable
+        self._link.on_connected = self._introduce
+        self._preparation.on_done, self._preparation.on_failed = self._ready, self._not_ready
+        self._preparation.attach(self._loop, self._pump)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.on_signal(number, lambda number=number: self._signalled(number))  # type: ignore[misc]
+        self._loop.on_signal(signal.SIGCHLD, self._reap)
+        self._reap()
+        try:
+            self._link.open()
+            self._loop.run(lambda: self._verdict is not None)
+            assert self._verdict is not None
+            self._record_end(self._verdict)
+            self._link.leave()
+        finally:
+            self._end_everything()
+        return self._verdict
+
+    # Before the start
+
+    def _ready(self, prepared: Prepared) -> None:
+        self._prepared = prepared
+        logger.info("program: %s", prepared.program.description)
+        self._introduce()
+
+    def _not_ready(self, failure: Failure) -> None:
+        self._unprepared = failure.redacted(self._secrets)
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Say where this host stands; again on every connection before the start."""
+        if self._unprepared is not None:
+            self._link.send({"type": "failed", "attempt": None, "failure": self._unprepared.to_json()})
+        elif self._stop_at is not None:
+            self._link.send({"type": "stop"})
+        elif self._prepared is not None and self.cluster is not None:
+            # A host with another version of us would not plan alike.
+            fingerprint = f"{self._prepared.program.fingerprint} (moorage {moorage.__version__})"
+            self._link.send({"type": "ready", "fingerprint": fingerprint, "ranks": self.cluster.ranks_per_host})
+
+    # What the hosts agreed on
+
+    def _heard(self, message: Message) -> None:
+        kind = message["type"]
+        if self._verdict is not None:
+            return
+        if kind == "start":
+            self._start(int(message["attempt"]), int(message["port"]), message["ranks"])
+        elif kind == "stop":
+            if self._stop_at is None:
+                logger.info("stopping: asked by %s", message["host"])
+                self._stop()
+        elif kind == "end" and self._attempt is not None:
+            self._attempt.kill()
+        elif kind == "leave":
+            told = message["failure"]
+            failure = Failure.from_json(told) if told else None
+            self._verdict = Verdict(code=int(message["code"]), failure=failure, why=str(message["why"]))
+
+    def _start(self, number: int, port: int, ranks: Mapping[str, int]) -> None:
+        self._number = number
+        if self._stop_at is not None:
+            self._link.send({"type": "down", "attempt": number, "codes": [STOPPED], "step": None, "saved": False})
+            return
+        assert self._prepared is not None and self.cluster is not None
+        plan = plan_launch(
+            self._config,
+            self.cluster.with_ranks(ranks),
+            self._prepared.program,
+            env=self._env,
+            job_env=self._prepared.job_env,
+            attempt=number,
+            port=port,
+            run_folder=self._run_folder,
+        )
+        logger.info("%s", plan.describe())
+        for note in plan.notes if number == 0 else ():
+            logger.warning("%s", note)
+        clear_progress(self._run_folder)
+        if number > 0:
+            # A failed attempt may have left one; what counts is how the last attempt ends.
+            self._config.paths.failure.unlink(missing_ok=True)
+        self._open_ledger(number)
+        self._attempt = Attempt(
+            loop=self._loop,
+            pump=self._pump,
+            plan=plan,
+            on_failed=self._rank_failed,
+            on_stop=self._stopped_from_elsewhere,
+            on_over=self._over,
+        )
+        self._ledger.write("start", attempt=number, host=plan.host, ranks=len(plan.ranks), world_size=plan.world_size)
+        self._attempt.start()
+        self._saved_state = folder_state(self._config.checkpoint_folder)
+
+    # What the ranks do
+
+    def _reap(self) -> None:
+        def ours(pid: int) -> bool:
+            return self._preparation.owns(pid) or (self._attempt is not None and self._attempt.owns(pid))
+
+        for pid, status in reap(ours):
+            self._preparation.ended(pid, status)
+            if self._attempt is not None:
+                self._attempt.ended(pid, status)
+
+    def _rank_failed(self, failure: Failure) -> None:
+        failure = failure.redacted(self._secrets)
+        logger.warning("%s%s", failure.headline, " (it may be the effect of another)" if failure.consequence else "")
+        self._ledger.write(
+            "failed", attempt=self._number, rank=failure.rank, code=failure.code, message=failure.message
+        )
+        self._link.send({"type": "failed", "attempt": self._number, "failure": failure.to_json()})
+
+    def _over(self, codes: list[int]) -> None:
+        clean = all(code in (0, *TERMINATED) for code in codes)
+        step = read_progress(self._run_folder)
+        saved = not clean and step is None and folder_state(self._config.checkpoint_folder) != self._saved_state
+        self._ledger.write("down", attempt=self._number, codes=codes, step=step)
+        message = {"type": "down", "attempt": self._number, "codes": codes, "step": step, "saved": saved}
+        if self._lost is not None:
+            self._verdict = Verdict(code=self._lost.code, failure=self._lost)
+        else:
+            self._link.send(message)
+
+    # Stops
+
+    def _signalled(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self._stop_at is not None or self._verdict is not None:
+            logger.info("%s again: it is stopping already", name)
+            return
+        logger.info("%s: stopping all ranks of all hosts, %.0f s at most", name, self._config.settings.grace)
+        self._stop_everywhere()
+
+    def _stopped_from_elsewhere(self, rank: int) -> None:
+        if self._stop_at is None:
+            logger.info("rank %d was asked to stop: stopping all ranks of all hosts", rank)
+            self._stop_everywhere()
+
+    def _stop_everywhere(self) -> None:
+        self._stop()
+        heard = self._link.send({"type": "stop"})
+        if not heard and self._attempt is None:
+            self._verdict = Verdict(code=STOPPED, why="stopped before it joined the other hosts")
+
+    def _stop(self) -> None:
+        grace = self._config.settings.grace
+        self._stop_at = time.monotonic()
+        self._ledger.write("stop", attempt=self._number)
+        self._preparation.kill()
+        self._loop.after(grace, self._grace_over)
+        self._loop.after(grace + 2 * LEAVE_MARGIN, self._alone)
+        if self._attempt is not None:
+            self._attempt.terminate()
+
+    def _grace_over(self) -> None:
+        if self._attempt is None or not self._attempt.running:
+            return
+        running = ", ".join(map(str, self._attempt.running))
+        error = StopTimeout(
+            f"still running {self._config.settings.grace:.0f} s after SIGTERM: rank {running}",
+            why="the program did not end, or could not save its state in time",
+            fix="handle SIGTERM as moorage.start() does, save less or faster, or raise the setting grace below 120",
+        )
+        self._attempt.kill()
+        self._rank_failed(Failure.from_error(error, self._config.current_host, time=time.time()))
+
+    def _alone(self) -> None:
+        """Nobody told us that it is over, and the platform would not wait for that either."""
+        if self._verdict is None and self._lost is not None:
+            self._verdict = Verdict(code=self._lost.code, failure=self._lost)
+        self._verdict = self._verdict or Verdict(code=STOPPED, why="stopped, without a word from the other hosts")
+
+    def _unreachable(self, failure: Failure) -> None:
+        logger.error("%s", failure.message)
+        self._ledger.write("lost", host=failure.host)
+        if self._attempt is None or self._attempt.over:
+            stopped = self._stop_at is not None
+            self._verdict = Verdict(code=STOPPED) if stopped else Verdict(code=failure.code, failure=failure)
+            return
+        self._lost = failure
+        if self._stop_at is None:  # else they may be saving, and have until the end of the grace
+            self._attempt.kill()
+            self._loop.after(LEAVE_MARGIN, self._alone)
+
+    # The end
+
+    def _open_ledger(self, number: int) -> None:
+        self._ledger.close()
+        name = attempt_name(time.time(), number)
+        self._ledger = Ledger.open(self._config.checkpoint_folder, self._config.current_host, name)
+        self._ledger.point(self._run_folder)
+
+    def _record_end(self, verdict: Verdict) -> None:
+        message = verdict.failure.message if verdict.failure else ""
+        self._ledger.write("leave", attempt=self._number, code=verdict.code, why=verdict.why, message=message)
+
+    def _end_everything(self) -> None:
+        self._preparation.kill()
+        if self._attempt is not None and not self._attempt.over:
+            attempt = self._attempt
+            attempt.kill()
+            until = time.monotonic() + LEAVE_MARGIN
+            timer = self._loop.after(LEAVE_MARGIN, _nothing)
+            self._loop.run(lambda: attempt.over or time.monotonic() >= until)
+            timer.cancel()
+        self._ledger.close()
+
+
+def _nothing() -> None:
+    pass
