@@ -54,6 +54,12 @@ class CheckpointError(MoorageError):
     exit_code = 74
 
 
+class ExportError(MoorageError):
+    """The trained model cannot be written."""
+
+    exit_code = 73
+
+
 class StopTimeout(MoorageError):
     """Ranks were still running when the grace after SIGTERM ended."""
 

@@ -113,8 +113,12 @@ def parallelize(
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The program's own module inside of what `parallelize` returned: its names are the canonical ones."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    """The program's own module inside of DDP and torch.compile: its names are the canonical ones."""
+    while isinstance(model, DistributedDataParallel) or "_orig_mod" in model._modules:
+        inner = model.module if isinstance(model, DistributedDataParallel) else model._modules["_orig_mod"]
+        assert isinstance(inner, nn.Module)
+        model = inner
+    return model
 
 
 def measure(model: nn.Module, blocks: Sequence[str] = ()) -> ModelSize:
