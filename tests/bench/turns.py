@@ -68,11 +68,11 @@ class Contender:
         return [float(part) for part in answer.split()]
 
     def end(self, timeout: float) -> None:
-        """Ask it to finish; SIGKILL to its process group when it does not."""
+        """Ask it to finish; SIGKILL to its process group when it does not, or never was ready."""
         for connection in self.ranks.values():
             connection.close()
         try:
-            self.process.wait(timeout)
+            self.process.wait(timeout if len(self.ranks) == RANKS else 0)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
