@@ -21,7 +21,8 @@ class MoorageError(Exception):
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
         self.what, self.why, self.fix = what, why, fix
-        super().__init__(". ".join(part.rstrip(".") for part in (what, why, fix) if part) + ".")
+        parts = [part.rstrip(".") for part in (what, why, fix) if part]
+        super().__init__(" ".join(part if part.endswith("?") else f"{part}." for part in parts))
 
 
 class ConfigError(MoorageError):

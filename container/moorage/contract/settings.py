@@ -113,7 +113,7 @@ class Settings:
                 values[name] = _checked(name, text, f"environment variable {key}")
         for key, text in hyperparameters.items():
             if is_setting(key):
-                name = key.removeprefix(HYPERPARAMETER_PREFIX).replace("-", "_")
+                name = key.replace("-", "_").removeprefix(HYPERPARAMETER_PREFIX)
                 values[name] = _checked(name, text, f"hyperparameter {key}")
         return cls(**values)
 

@@ -97,7 +97,7 @@ def _from_s3(location: str, who: str, options: Mapping[str, Any]) -> Path:
         raise ProgramError(f"{who}: {location!r} names no object", fix="give s3://bucket/key.tar.gz")
     log.info("fetching the program from s3://%s/%s", bucket, key)
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": 4},
+        retries={"mode": "standard"},
         connect_timeout=10,
         # Stand-ins for S3 rarely serve a host name per bucket.
         s3={"addressing_style": "path"} if "endpoint_url" in options else {},
