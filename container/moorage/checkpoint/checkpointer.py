@@ -1,0 +1,261 @@
+"""The checkpoints of one rank of a job: saved behind the training, verified before they are used."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from torch import Tensor
+from torch.distributed.checkpoint import DefaultLoadPlanner
+
+from moorage.checkpoint import retention
+from moorage.checkpoint.commit import Commit, Save
+from moorage.checkpoint.durable import describe
+from moorage.checkpoint.group import USUAL, Group
+from moorage.checkpoint.layout import MANIFEST, step_name
+from moorage.checkpoint.manifest import JSON, Manifest, SaveInfo
+from moorage.checkpoint.metadata import MetadataError, SafeReader, TensorFacts, facts, read_metadata
+from moorage.checkpoint.plan import Plan, make_plan, structure
+from moorage.checkpoint.resume import Resume
+from moorage.checkpoint.shard import Staging
+from moorage.checkpoint.store import find_store
+from moorage.errors import CheckpointError
+
+__all__ = ["Checkpointer", "Outcome", "SaveInfo"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a save ended. error: empty when committed. pause, seconds: how long training waited, and the whole save took.
+
+    size: bytes of the checkpoint over all ranks, 0 when it was not committed.
+    """
+
+    step: int
+    error: str
+    pause: float
+    seconds: float
+    size: int
+
+    @property
+    def committed(self) -> bool:
+        return not self.error
+
+
+class Checkpointer:
+    """Saves and loads the checkpoints in one folder. Made on all ranks alike; the collective methods say so.
+
+    A folder of each host's own and one that hosts share work the same: who shares it is found out.
+    keep: committed checkpoints that stay, beside the best. attempt: of the job, for the manifest.
+    timeout: how long a rank waits for another, which includes the other's writing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rank: int,
+        world_size: int,
+        local_rank: int,
+        host: str,
+        keep: int = 2,
+        attempt: int = 0,
+        log: logging.Logger | None = None,
+        timeout: timedelta = timedelta(minutes=30),
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, not {keep}")
+        self._folder, self._keep, self._attempt = folder, keep, attempt
+        self._log = log or logging.getLogger("moorage")
+        self._group = Group(rank, world_size, timeout)
+        self._store = find_store(folder, self._group, host=host, local_rank=local_rank)
+        # Files of two attempts at the same step never have the same name.
+        self._shard_name = f"{self._group.share(secrets.token_hex(4))}-{rank:05d}.distcp"
+        self._structure: Hashable = None
+        self._plan: Plan | None = None
+        self._staging: Staging | None = None
+        self._thread: threading.Thread | None = None
+        self._outcomes: deque[Outcome] = deque()
+        self._lock = threading.Lock()
+        self._best = -1
+
+    # Loading
+
+    def newest(self) -> Manifest | None:
+        """The newest checkpoint that is whole among the hosts, then whole and verified on each. Collective.
+
+        None when none was ever committed. Leftovers newer than it are removed, damaged ones moved aside, each with a
+        line in the log. Raises CheckpointError when there are checkpoints and none can be used.
+        """
+        self._join()
+        return Resume(self._store, self._group, self._log).newest()
+
+    def at(self, step: int) -> Manifest | None:
+        """The checkpoint of one step, whole and verified on every host; None when it is gone or damaged. Collective."""
+        self._join()
+        return Resume(self._store, self._group, self._log).whole(step)
+
+    def stored(self, manifest: Manifest) -> dict[str, TensorFacts]:
+        """The tensors in a checkpoint. Raises CheckpointError."""
+        return facts(self._reader(manifest).read_metadata())
+
+    def load(self, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
+        """Fill `tensors` in place from a checkpoint given by `newest` or `at`, whatever the sharding. Collective.
+
+        Each rank may ask for other tensors, or none. Raises CheckpointError on all ranks when it fails on one.
+        """
+
+        def read() -> None:
+            reader = self._reader(manifest)
+            planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+            planner.set_up_planner(dict(tensors), reader.read_metadata(), is_coordinator=False)
+            reader.read_data(planner.create_local_plan(), planner).wait()
+
+        self._join()
+        self._group.each(f"checkpoint {manifest.name} cannot be loaded", read)
+
+    def _reader(self, manifest: Manifest) -> SafeReader:
+        folder = self._folder / manifest.name
+        try:
+            return SafeReader(
+                folder, read_metadata(folder, {name: entry.size for name, entry in manifest.files.items()})
+            )
+        except MetadataError as error:
+            raise CheckpointError(f"{folder / '.metadata'} cannot be used", why=str(error)) from None
+
+    # Saving
+
+    def save(
+        self, tensors: Mapping[str, Tensor], *, info: SaveInfo, objects: JSON, per_rank: JSON = None, best: bool = False
+    ) -> bool:
+        """Copy the tensors and go on; the files are written behind. Collective.
+
+        Waits for a save still under way. False when this step is committed already, which is never overwritten.
+        `poll` tells how it ended. Raises CheckpointError, on all ranks, when the state cannot make a checkpoint.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            self._log.info("the save before step %d is still under way: waiting for it", info.step)
+        self._join()
+        began = time.monotonic()
+        plan, staging, already = self._planned(tensors, info.step, {"objects": objects, "per_rank": per_rank})
+        if already:
+            return False
+        staging.copy(tensors)
+        save = Save(
+            info=info, objects=objects, per_rank=per_rank, best=best, attempt=self._attempt,
+            shard_name=self._shard_name, plan=plan, staging=staging,
+        )  # fmt: skip
+        self._thread = threading.Thread(
+            target=self._run, args=(save, began, time.monotonic() - began), name=f"save-{info.step}", daemon=True
+        )
+        self._thread.start()
+        return True
+
+    def _planned(self, tensors: Mapping[str, Tensor], step: int, state: JSON) -> tuple[Plan, Staging, bool]:
+        """The plan and the memory for it, and whether `step` is committed. One small message while nothing changes."""
+        now = structure(tensors)
+        plan, staging = self._plan, self._staging
+        changed = plan is None or staging is None or now != self._structure
+        already = self._store.is_leader and (self._folder / step_name(step) / MANIFEST).exists()
+        unsayable = _unsayable(state)
+        any_changed, any_already, any_unsayable, most, least = self._group.largest(
+            [changed, already, bool(unsayable), step, -step]
+        )
+        if most != -least:
+            raise CheckpointError(f"the ranks save different steps: {-least} and {most}")
+        if any_unsayable:
+            raise CheckpointError(
+                f"the state of step {step} cannot be written as JSON", why=unsayable or "another rank says which part"
+            )
+        if any_changed and not any_already:
+            plan = make_plan(tensors, self._group)
+            staging = Staging(plan.items, tensors)
+            self._plan, self._staging, self._structure = plan, staging, now
+        if plan is None or staging is None:
+            plan = Plan(items=())
+            staging = Staging((), tensors)
+        return plan, staging, bool(any_already)
+
+    def _run(self, save: Save, began: float, pause: float) -> None:
+        commit = Commit(save, self._store, self._group)
+        error = "the thread of the save ended unexpectedly"
+        try:
+            error = commit.run()
+            if not error and self._store.is_leader:
+                self._after_commit(save.info.step)
+        except USUAL as failure:
+            error = f"{type(failure).__name__}: {failure}"
+        finally:
+            self._outcomes.append(
+                Outcome(
+                    step=save.info.step,
+                    error=error,
+                    pause=pause,
+                    seconds=time.monotonic() - began,
+                    size=0 if error else commit.size,
+                )
+            )
+
+    def _after_commit(self, step: int) -> None:
+        with self._lock:
+            if self._best == step:
+                self._mark(step)
+            retention.prune(self._folder, self._keep, self._log)
+
+    def poll(self) -> Outcome | None:
+        """How a save ended that has not been told yet; None while there is none. Never waits."""
+        return self._outcomes.popleft() if self._outcomes else None
+
+    def wait(self) -> Outcome | None:
+        """`poll`, once nothing is under way any more."""
+        self._join()
+        return self.poll()
+
+    # Keeping
+
+    def mark_best(self, step: int) -> None:
+        """Let the checkpoint of `step`, committed or on its way, be the best: it stays until another is."""
+        if not self._store.is_leader:
+            return
+        with self._lock:
+            self._best = step
+            if (self._folder / step_name(step) / MANIFEST).exists():
+                self._mark(step)
+
+    def _mark(self, step: int) -> None:
+        try:
+            retention.mark_best(self._folder, step)
+        except OSError as error:
+            self._log.warning("%s cannot be marked as the best: %s", step_name(step), describe(error))
+
+    def prune(self) -> None:
+        """Remove what need not stay; every commit does so by itself."""
+        if self._store.is_leader:
+            with self._lock:
+                retention.prune(self._folder, self._keep, self._log)
+
+    def close(self) -> None:
+        """Wait for a save under way, then leave the group."""
+        self._join()
+        self._group.close()
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+
+def _unsayable(state: JSON) -> str:
+    try:
+        json.dumps(state, allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        return f"{error}; encode it with moorage.checkpoint.jsonable.encode"
+    return ""

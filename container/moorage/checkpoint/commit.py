@@ -1,0 +1,178 @@
+"""One save behind the training: every rank's file, then the metadata, then the manifest, which makes it a checkpoint.
+
+All hosts' files are on their disks before any host has a manifest. When anything fails on any rank, all undo what they
+did, and the checkpoint before this one is as it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+
+from moorage import __version__
+from moorage.checkpoint.durable import FileFacts, describe, digest, sync_folder, write_bytes
+from moorage.checkpoint.group import Group
+from moorage.checkpoint.layout import BEST, MANIFEST, METADATA, UPLOADED, UPLOADING, step_name
+from moorage.checkpoint.manifest import JSON, Entry, Manifest, SaveInfo
+from moorage.checkpoint.metadata import write_metadata
+from moorage.checkpoint.plan import Plan
+from moorage.checkpoint.shard import Shard, Staging
+from moorage.checkpoint.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Save:
+    """All that one save needs, none of which training changes any more."""
+
+    info: SaveInfo
+    objects: JSON
+    per_rank: JSON
+    best: bool
+    attempt: int
+    shard_name: str
+    plan: Plan
+    staging: Staging
+
+
+class Commit:
+    """A save on its way. Collective: `run` is called on all ranks, in a thread of its own."""
+
+    def __init__(self, save: Save, store: Store, group: Group) -> None:
+        self._save, self._store, self._group = save, store, group
+        self._folder = store.folder / step_name(save.info.step)
+        self._written: list[Path] = []
+        self.size = 0
+
+    def run(self) -> str:
+        """Empty when the checkpoint is committed, else why it is not.
+
+        Raises RuntimeError when a rank is gone. Everything then stays as it is: whether a host already counts on this
+        checkpoint cannot be known, and the next start sorts it out.
+        """
+        reason = self._stages()
+        if reason:
+            self._undo()
+        return reason
+
+    def _stages(self) -> str:
+        shard: Shard | None = None
+
+        def write_shard() -> None:
+            nonlocal shard
+            if self._save.plan.items:
+                path = self._folder / self._save.shard_name
+                self._written.append(path)
+                shard = self._save.staging.write(path, self._store.hosts[self._store.rank])
+
+        if reason := self._everywhere(self._make_folder, write_shard):
+            return reason
+        shards = self._group.collect((shard, self._save.per_rank))
+        made = self._make_manifest(shards) if self._group.rank == 0 else None
+        metadata, manifest, self.size, reason = self._group.share(made)
+        if reason:
+            return reason
+
+        def write_metadata_file() -> None:
+            if self._store.is_leader:
+                self._put(METADATA, metadata)
+                if self._save.best:
+                    self._put(BEST, b"")
+
+        def write_manifest() -> None:
+            if self._store.is_leader:
+                self._put(MANIFEST, manifest)
+                sync_folder(self._store.folder)
+
+        return self._everywhere(write_metadata_file) or self._everywhere(write_manifest)
+
+    def _everywhere(self, *actions: Any) -> str:
+        """Do the actions on each rank. Why the first rank that failed did, or empty."""
+        reason = ""
+        try:
+            for action in actions:
+                action()
+        except OSError as error:
+            reason = describe(error)
+        except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+            reason = f"{type(error).__name__}: {error}"
+        for rank, found in enumerate(self._group.gather(reason)):
+            if found:
+                return f"{found} on {self._store.hosts[rank]} (rank {rank}), folder {self._store.folder}"
+        return ""
+
+    def _make_folder(self) -> None:
+        self._folder.mkdir(exist_ok=True)
+
+    def _put(self, name: str, data: bytes) -> None:
+        self._written.append(self._folder / name)
+        write_bytes(self._folder / name, data)
+
+    def _make_manifest(self, parts: Sequence[tuple[Shard | None, JSON]]) -> tuple[bytes, bytes, int, str]:
+        shards = [shard for shard, _ in parts]
+        given = [value for _, value in parts]
+        try:
+            metadata = write_metadata(_metadata(self._save.plan, shards))
+            facts = FileFacts(size=len(metadata), xxh3_128=digest(metadata))
+            files = {shard.name: _entry(shard.facts, shard.host) for shard in shards if shard is not None}
+            files[METADATA] = _entry(facts, self._store.hosts[0])
+            manifest = Manifest(
+                **{part.name: getattr(self._save.info, part.name) for part in dataclasses.fields(SaveInfo)},
+                world_size=self._group.world_size,
+                hosts=self._store.hosts,
+                attempt=self._save.attempt,
+                created=time.time(),
+                versions={"moorage": __version__, "torch": torch.__version__, "python": platform.python_version()},
+                objects=self._save.objects,
+                per_rank=tuple(given) if any(value is not None for value in given) else (),
+                files=files,
+            )
+            return metadata, manifest.to_bytes(), manifest.size, ""
+        except (ValueError, TypeError, RecursionError) as error:
+            return b"", b"", 0, f"the manifest cannot be written: {type(error).__name__}: {error}"
+
+    def _undo(self) -> None:
+        if self._store.is_leader:
+            # First of all, on all hosts: from here on there is nothing that looks whole.
+            (self._folder / MANIFEST).unlink(missing_ok=True)
+        self._group.gather(None)
+        self._remove_written()
+        self._group.gather(None)
+        if self._store.is_leader and self._folder.is_dir() and not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
+    def _remove_written(self) -> None:
+        for path in self._written:
+            begun, ended = (path.with_name(path.name + mark).exists() for mark in (UPLOADING, UPLOADED))
+            if not begun or ended:
+                path.unlink(missing_ok=True)
+
+
+def _entry(facts: FileFacts, host: str) -> Entry:
+    return Entry(size=facts.size, xxh3_128=facts.xxh3_128, host=host)
+
+
+def _metadata(plan: Plan, shards: Sequence[Shard | None]) -> Metadata:
+    assert plan.metadata is not None
+    places = {
+        item.index: _StorageInfo(shard.name, *place)
+        for items, shard in zip(plan.by_rank, shards, strict=True)
+        if shard is not None
+        for item, place in zip(items, shard.places, strict=True)
+    }
+    return Metadata(
+        state_dict_metadata=plan.metadata.state_dict_metadata,
+        # Each name stands for itself: DCP's own tools ask for the path of every tensor.
+        planner_data={name: (name,) for name in plan.metadata.state_dict_metadata},
+        storage_data=places,
+        storage_meta=StorageMeta(),
+        version=CURRENT_DCP_VERSION,
+    )

@@ -1,0 +1,188 @@
+"""Files that are whole or absent: written beside their name, hashed, flushed to the disk, renamed. No torch here."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import xxhash
+
+from moorage.checkpoint.layout import IGNORE
+
+CHUNK = 8 << 20
+"""Bytes read, hashed or sent at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileFacts:
+    """size: bytes. xxh3_128: of the whole file, 32 hexadecimal digits."""
+
+    size: int
+    xxh3_128: str
+
+
+class HashingFile(io.RawIOBase):
+    """A new file that hashes what it is given.
+
+    The first error is kept and raised by `check`, and what follows is swallowed: torch.save turns an OSError met inside
+    write() into a RuntimeError about zip positions.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+        self._hash = xxhash.xxh3_128()
+        self._size = 0
+        self._error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if self._error is None:
+            try:
+                written = os.write(self._descriptor, data)
+            except OSError as error:
+                self._error = error
+            else:
+                self._hash.update(data[:written])
+                self._size += written
+                return written
+        return len(data)
+
+    def check(self) -> None:
+        """Raises the OSError that an earlier write met."""
+        if self._error is not None:
+            raise self._error
+
+    def sync(self) -> None:
+        self.check()
+        os.fsync(self._descriptor)
+
+    def facts(self) -> FileFacts:
+        return FileFacts(size=self._size, xxh3_128=self._hash.hexdigest())
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
+
+
+class Writer:
+    """A stream for torch.save, with a position that is exact at any time. `facts` is there once the file is closed."""
+
+    def __init__(self, raw: HashingFile) -> None:
+        self._raw = raw
+        self._buffered = io.BufferedWriter(raw, 1 << 20)
+        self.position = 0
+        self.facts = FileFacts(size=0, xxh3_128="")
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._buffered.write(data)
+        self.position += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._buffered.flush()
+
+    def check(self) -> None:
+        """Raises the OSError of an earlier write: worth asking between items, to end early on a full disk."""
+        self._raw.check()
+
+    def finish(self) -> None:
+        self._buffered.flush()
+        self._raw.sync()
+        self.facts = self._raw.facts()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Writer]:
+    """Write `path` whole or not at all; an existing one is replaced at once. Raises OSError.
+
+    The folder itself has to be flushed afterwards, see `sync_folder`.
+    """
+    temporary = path.with_name(path.name + IGNORE)
+    raw = HashingFile(temporary)
+    try:
+        with raw:
+            writer = Writer(raw)
+            yield writer
+            writer.finish()
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> FileFacts:
+    """`writing` for what is in memory, with the folder flushed. Raises OSError."""
+    with writing(path) as writer:
+        writer.write(data)
+    sync_folder(path.parent)
+    return writer.facts
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and deletions in `folder` last through a power cut. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[IO[bytes]]:
+    """A regular file, never a link or a device. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        yield file
+
+
+def read_bytes(path: Path, *, limit: int) -> bytes:
+    """The content of a file of at most `limit` bytes. Raises OSError, with EFBIG for a longer one."""
+    with reading(path) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise OSError(errno.EFBIG, f"larger than {limit} bytes", str(path))
+        return file.read()
+
+
+def digest(data: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def problem(path: Path, expected: FileFacts) -> str:
+    """Why `path` is not the file expected, empty when it is."""
+    try:
+        with reading(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != expected.size:
+                return f"{size} bytes instead of {expected.size}"
+            found = _hash(file)
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return describe(error)
+    return "" if found == expected.xxh3_128 else "its content has changed (xxh3-128 differs)"
+
+
+def _hash(file: IO[bytes]) -> str:
+    hasher = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(CHUNK))
+    while count := file.readinto(buffer):  # type: ignore[attr-defined]
+        hasher.update(buffer[:count])
+    return hasher.hexdigest()
+
+
+def describe(error: OSError) -> str:
+    """`ENOSPC (No space left on device)`."""
+    name = errno.errorcode.get(error.errno, "") if error.errno else ""
+    return f"{name} ({error.strerror})" if name else str(error)

@@ -1,0 +1,113 @@
+"""How checkpoints lie in a folder: names, listing, the upload agent's marks, removal. No torch here.
+
+`<folder>/step-00000120/` holds the shard files, `.metadata` and, last of all, `manifest.json`: a folder without one is
+no checkpoint. The platform's agent puts `X.sagemaker-uploading` and `X.sagemaker-uploaded` beside every file X it
+handles and leaves alone what ends in `.sagemaker-ignore`, so patterns are matched to the end of a name.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+METADATA = ".metadata"
+BEST = "best"
+IGNORE = ".sagemaker-ignore"
+UPLOADING = ".sagemaker-uploading"
+UPLOADED = ".sagemaker-uploaded"
+
+_STEP = re.compile(r"step-([0-9]{8,15})")
+_DAMAGED = re.compile(r"damaged-([0-9]{8,15})-[0-9]+")
+_PLAIN = re.compile(r"[A-Za-z0-9._-]{1,200}")
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint folder's name, None for any other name."""
+    found = _STEP.fullmatch(name)
+    return int(found[1]) if found and step_name(int(found[1])) == name else None
+
+
+def is_data_name(name: str) -> bool:
+    """A name that a manifest may list: plain, inside its folder, and none of those that mean something else."""
+    special = name in (".", "..", MANIFEST, BEST) or name.endswith((IGNORE, UPLOADING, UPLOADED))
+    return _PLAIN.fullmatch(name) is not None and not special
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that have a folder here, whole or not, oldest first."""
+    found = (step_of(entry.name) for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())
+    return sorted(step for step in found if step is not None)
+
+
+def committed(folder: Path) -> list[int]:
+    """The steps that have a manifest here, oldest first."""
+    return [step for step in steps(folder) if (folder / step_name(step) / MANIFEST).exists()]
+
+
+def damaged(folder: Path) -> dict[int, list[Path]]:
+    """Checkpoints that were moved aside, by step."""
+    aside: dict[int, list[Path]] = {}
+    for entry in folder.iterdir():
+        if found := _DAMAGED.fullmatch(entry.name):
+            aside.setdefault(int(found[1]), []).append(entry)
+    return aside
+
+
+def is_uploading(checkpoint: Path) -> bool:
+    """Whether the agent has begun on a file of this folder and not ended."""
+    names = {entry.name for entry in checkpoint.iterdir()}
+    begun = (name.removesuffix(UPLOADING) for name in names if name.endswith(UPLOADING))
+    return any(name in names and name + UPLOADED not in names for name in begun)
+
+
+def is_uploaded(checkpoint: Path) -> bool:
+    names = {entry.name for entry in checkpoint.iterdir()}
+    return MANIFEST in names and all(
+        name + UPLOADED in names for name in names if is_data_name(name) or name == MANIFEST
+    )
+
+
+def has_agent(folder: Path) -> bool:
+    """Whether the platform's agent works on this folder: it left a mark in one of the checkpoints."""
+    return any(
+        entry.name.endswith((UPLOADING, UPLOADED))
+        for step in steps(folder)
+        for entry in (folder / step_name(step)).iterdir()
+    )
+
+
+def remove(checkpoint: Path) -> bool:
+    """Delete a checkpoint and its marks, the manifest first. False when the agent is uploading from it: try later.
+
+    Raises OSError.
+    """
+    if not checkpoint.exists():
+        return True
+    if is_uploading(checkpoint):
+        return False
+    # Without its manifest it is no checkpoint any more: a crash below leaves nothing that looks whole.
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+    return True
+
+
+def move_aside(folder: Path, step: int) -> Path | None:
+    """Keep a damaged checkpoint under another name, so that its step can be saved again.
+
+    Where the agent is uploading from it only the manifest goes: None, and the rest is removed by a later prune.
+    Raises OSError.
+    """
+    checkpoint = folder / step_name(step)
+    if is_uploading(checkpoint):
+        (checkpoint / MANIFEST).unlink(missing_ok=True)
+        return None
+    number = 1
+    while (aside := folder / f"damaged-{step:08d}-{number}").exists():
+        number += 1
+    return checkpoint.rename(aside)

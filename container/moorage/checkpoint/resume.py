@@ -1,0 +1,291 @@
+"""Going on: the hosts compare what they hold, complete it from each other, verify it, and agree on one checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from moorage.checkpoint import layout
+from moorage.checkpoint.agree import Completion, Held, Transfer, Version, completion, look, versions
+from moorage.checkpoint.durable import CHUNK, describe, problem, read_bytes, reading, sync_folder, write_bytes, writing
+from moorage.checkpoint.group import Group
+from moorage.checkpoint.layout import BEST, MANIFEST, step_name
+from moorage.checkpoint.manifest import LARGEST, Entry, Manifest, ManifestError
+from moorage.checkpoint.metadata import MetadataError, read_metadata
+from moorage.checkpoint.store import Store
+from moorage.errors import CheckpointError
+
+
+class Resume:
+    """One look for the newest checkpoint. Collective throughout: every rank gets the same answer."""
+
+    def __init__(self, store: Store, group: Group, log: logging.Logger) -> None:
+        self._store, self._group, self._log = store, group, log
+        self._held: dict[int, dict[int, Held]] = {}
+
+    def newest(self) -> Manifest | None:
+        """The newest checkpoint that is whole among the hosts, by now whole on each; None when none was ever committed.
+
+        Raises CheckpointError when there are checkpoints and none can be used.
+        """
+        self._held = self._everything_held()
+        refused: dict[int, str] = {}
+        for version in versions(self._held):
+            manifest, reason = self._try(version)
+            if manifest is not None:
+                self._clean(manifest.step)
+                return manifest
+            refused[version.step] = reason
+            self._say(
+                logging.WARNING,
+                "checkpoint %s cannot be used: %s; trying the one before it",
+                step_name(version.step),
+                reason,
+            )
+        refused |= self._unreadable(refused)
+        if refused:
+            raise CheckpointError(
+                f"none of the {len(refused)} checkpoints in {self._store.folder} can be used",
+                why="; ".join(
+                    f"{step_name(step)}: {reason}" for step, reason in sorted(refused.items(), reverse=True)[:3]
+                ),
+                fix="restore one of them, or empty the folder to start from zero",
+            )
+        self._clean(-1)
+        return None
+
+    def whole(self, step: int) -> Manifest | None:
+        """The checkpoint of one step, completed and verified; None when it is not there or cannot be used."""
+        self._held = self._everything_held()
+        for version in versions(self._held):
+            if version.step == step:
+                manifest, reason = self._try(version)
+                if manifest is not None:
+                    return manifest
+                self._say(logging.WARNING, "checkpoint %s cannot be used: %s", step_name(step), reason)
+        return None
+
+    def _everything_held(self) -> dict[int, dict[int, Held]]:
+        look_here = (lambda: look(self._store.folder)) if self._store.is_leader else dict
+        found: list[dict[int, Held]] = self._group.each(f"{self._store.folder} cannot be read", look_here)
+        return {leader: found[leader] for leader in self._store.all_leaders}
+
+    def _try(self, version: Version) -> tuple[Manifest | None, str]:
+        """The manifest, once every store holds all of its files, or why that cannot be."""
+        data, manifest, reason = self._manifest_of(version)
+        if manifest is None:
+            return None, reason
+        plan = completion(manifest.files, self._problems(manifest), self._names())
+        if plan.missing:
+            return None, _listed(plan.missing)
+        if reason := self._complete(manifest, data, plan):
+            return None, reason
+        sizes = {name: entry.size for name, entry in manifest.files.items()}
+
+        def parse() -> str:
+            try:
+                if self._store.is_leader:
+                    read_metadata(self._folder(manifest), sizes)
+            except MetadataError as error:
+                return f".metadata: {error}"
+            return ""
+
+        return self._verdict(manifest, self._group.gather(parse()))
+
+    def _manifest_of(self, version: Version) -> tuple[bytes, Manifest | None, str]:
+        source = version.holders[0]
+        data, reason = b"", ""
+        if self._group.rank == source:
+            try:
+                data = read_bytes(self._store.folder / step_name(version.step) / MANIFEST, limit=LARGEST)
+            except OSError as error:
+                reason = describe(error)
+        data, reason = self._group.share((data, reason), source)
+        try:
+            return data, None if reason else Manifest.from_bytes(data), reason
+        except ManifestError as error:
+            return data, None, str(error)
+
+    def _problems(self, manifest: Manifest) -> dict[int, dict[str, str]]:
+        """By leader, the files of its store that are not whole, with why. The ranks of a store share the hashing."""
+        mates = self._store.mates
+        largest_first = sorted(manifest.files, key=lambda name: (-manifest.files[name].size, name))
+        mine = largest_first[mates.index(self._group.rank) :: len(mates)]
+        found = {name: problem(self._folder(manifest) / name, manifest.files[name]) for name in mine}
+        merged: dict[int, dict[str, str]] = {leader: {} for leader in self._store.all_leaders}
+        for rank, part in enumerate(self._group.gather({name: reason for name, reason in found.items() if reason})):
+            merged[self._store.leaders[rank]] |= part
+        return merged
+
+    def _complete(self, manifest: Manifest, data: bytes, plan: Completion) -> str:
+        """Bring every store to hold everything. Why it could not be done, or empty."""
+        reason = ""
+        for transfer in plan.transfers:
+            names = self._names()
+            self._say(
+                logging.INFO, "%s/%s: fetched by %s from %s, where it is whole", manifest.name, transfer.file,
+                ", ".join(names[target] for target in transfer.targets), names[transfer.source],
+            )  # fmt: skip
+            # Those who failed go on, so that the others are not left waiting in the middle of a file.
+            reason = self._transfer(manifest, transfer) or reason
+        reasons = self._group.gather(reason)
+        if any(reasons):
+            return self._verdict(manifest, reasons)[1]
+        return self._verdict(manifest, self._group.gather(self._write_manifest(manifest, data)))[1]
+
+    def _transfer(self, manifest: Manifest, transfer: Transfer) -> str:
+        folder, entry = self._folder(manifest), manifest.files[transfer.file]
+        if self._group.rank == transfer.source:
+            return self._send(folder / transfer.file, entry, transfer.targets)
+        if self._group.rank not in transfer.targets:
+            return ""
+        pieces = Pieces(self._group, transfer.source, entry.size)
+        try:
+            folder.mkdir(exist_ok=True)
+            with writing(folder / transfer.file) as file:
+                for piece in pieces:
+                    file.write(piece)
+            sync_folder(folder)
+        except OSError as error:
+            return f"{transfer.file}: {describe(error)}"
+        finally:
+            pieces.drain()
+        if (file.facts.size, file.facts.xxh3_128) != (entry.size, entry.xxh3_128):
+            (folder / transfer.file).unlink()
+            return f"{transfer.file}: changed while it was fetched"
+        return ""
+
+    def _send(self, path: Path, entry: Entry, targets: tuple[int, ...]) -> str:
+        # Always as many bytes as were promised: after an error zeros, which the receiver's hash tells apart.
+        reason = ""
+        buffer = torch.zeros(CHUNK, dtype=torch.uint8)
+        left = entry.size
+        try:
+            with reading(path) as file:
+                while left:
+                    piece = buffer[: min(left, CHUNK)]
+                    if os.readv(file.fileno(), [_view(piece)]) != len(piece):
+                        reason = f"{path.name}: changed while it was sent"
+                    for target in targets:
+                        self._group.send(piece, target)
+                    left -= len(piece)
+        except OSError as error:
+            reason = f"{path.name}: {describe(error)}"
+            for start in range(0, left, CHUNK):
+                for target in targets:
+                    self._group.send(buffer[: min(left - start, CHUNK)].zero_(), target)
+        return reason
+
+    def _write_manifest(self, manifest: Manifest, data: bytes) -> str:
+        if not self._store.is_leader:
+            return ""
+        folder = self._folder(manifest)
+        marked = any(found[manifest.step].best for found in self._held.values() if manifest.step in found)
+        try:
+            if marked and not (folder / BEST).exists():
+                write_bytes(folder / BEST, b"")
+            held = self._held[self._group.rank].get(manifest.step)
+            if held is None or not held.manifest or read_bytes(folder / MANIFEST, limit=LARGEST) != data:
+                write_bytes(folder / MANIFEST, data)
+        except OSError as error:
+            return f"{MANIFEST}: {describe(error)}"
+        return ""
+
+    def _verdict(self, manifest: Manifest, reasons: list[str]) -> tuple[Manifest | None, str]:
+        by_host = {self._store.hosts[rank]: reason for rank, reason in enumerate(reasons) if reason}
+        return (
+            (None, "; ".join(f"on {host}: {reason}" for host, reason in by_host.items())) if by_host else (manifest, "")
+        )
+
+    def _unreadable(self, refused: Mapping[int, str]) -> dict[int, str]:
+        """Steps with a manifest on some store that no store can read."""
+        return {
+            step: item.reason
+            for found in self._held.values()
+            for step, item in found.items()
+            if item.committed and not item.manifest and step not in refused
+        }
+
+    def _clean(self, chosen: int) -> None:
+        """Put away what is newer than the step chosen: it cannot become whole, and its steps will come again."""
+        steps = sorted({step for found in self._held.values() for step in found if step > chosen})
+        reasons = {}
+        for step in steps:
+            held = {leader: found[step] for leader, found in self._held.items() if step in found}
+            was_committed = any(item.committed for item in held.values())
+            for leader, item in held.items():
+                if item.reason:
+                    reasons[step] = item.reason
+                    if item.committed:
+                        self._say(
+                            logging.WARNING, "%s on %s: %s", step_name(step), self._store.hosts[leader], item.reason
+                        )
+            if not was_committed:
+                self._say(
+                    logging.WARNING,
+                    "%s is left over from a save that did not end: %s; removed",
+                    step_name(step),
+                    reasons[step],
+                )
+            if self._store.is_leader and step in self._held[self._group.rank]:
+                self._put_away(step, was_committed)
+        self._group.gather(None)
+
+    def _put_away(self, step: int, was_committed: bool) -> None:
+        folder, name = self._store.folder, step_name(step)
+        try:
+            if was_committed:
+                aside = layout.move_aside(folder, step)
+                self._log.warning(
+                    "%s was moved aside to %s", name, aside.name if aside else "nowhere: it is being uploaded"
+                )
+            elif not layout.remove(folder / name):
+                self._log.warning("%s is being uploaded: it is removed later", name)
+        except OSError as error:
+            self._log.warning("%s cannot be put away: %s", name, describe(error))
+
+    def _folder(self, manifest: Manifest) -> Path:
+        return self._store.folder / manifest.name
+
+    def _names(self) -> dict[int, str]:
+        return {leader: self._store.hosts[leader] for leader in self._store.all_leaders}
+
+    def _say(self, level: int, text: str, *values: object) -> None:
+        if self._group.rank == 0:
+            self._log.log(level, text, *values)
+
+
+class Pieces:
+    """The pieces of a file that another rank sends; `drain` takes the rest, so that both stay in step."""
+
+    def __init__(self, group: Group, source: int, size: int) -> None:
+        self._group, self._source, self._left = group, source, size
+        self._buffer = torch.empty(min(size, CHUNK), dtype=torch.uint8)
+
+    def __iter__(self) -> Pieces:
+        return self
+
+    def __next__(self) -> memoryview:
+        if not self._left:
+            raise StopIteration
+        piece = self._buffer[: min(self._left, CHUNK)]
+        self._left -= len(piece)
+        self._group.receive(piece, self._source)
+        return _view(piece)
+
+    def drain(self) -> None:
+        for _ in self:
+            pass
+
+
+def _view(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.numpy())  # type: ignore[arg-type]
+
+
+def _listed(reasons: Mapping[str, str]) -> str:
+    shown = [f"{name}: {reason}" for name, reason in list(reasons.items())[:3]]
+    return "; ".join(shown) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")

@@ -1,0 +1,97 @@
+"""Who shares which folder: found by looking, since nothing in the job's configuration says it."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moorage.checkpoint.durable import describe
+from moorage.checkpoint.group import Group
+from moorage.checkpoint.layout import IGNORE
+from moorage.errors import CheckpointError
+
+_PROBE = re.compile(r"probe-[0-9a-f]{16}" + re.escape(IGNORE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """The checkpoint folder as this rank sees it.
+
+    hosts: by rank, the name of its host. leaders: by rank, the first of the ranks that see the same folder as it does:
+    a host has one leader, and hosts that share a disk have one among them. The leader writes what is there once.
+    """
+
+    folder: Path
+    rank: int
+    hosts: tuple[str, ...]
+    leaders: tuple[int, ...]
+
+    @property
+    def leader(self) -> int:
+        return self.leaders[self.rank]
+
+    @property
+    def is_leader(self) -> bool:
+        return self.leader == self.rank
+
+    @property
+    def mates(self) -> tuple[int, ...]:
+        """All ranks that see this folder, this one included."""
+        return tuple(rank for rank, leader in enumerate(self.leaders) if leader == self.leader)
+
+    @property
+    def all_leaders(self) -> tuple[int, ...]:
+        return tuple(sorted(set(self.leaders)))
+
+    def name(self, rank: int) -> str:
+        """The host of a rank, for messages."""
+        return self.hosts[rank]
+
+
+def find_store(folder: Path, group: Group, *, host: str, local_rank: int) -> Store:
+    """Make the folder and see who else is there. Collective.
+
+    The first rank of each host leaves a file with a name of its own, and all look which of them they see.
+    Raises CheckpointError when the folder cannot be written.
+    """
+    mine = f"probe-{secrets.token_hex(8)}{IGNORE}"
+
+    def leave_probe() -> tuple[str, str]:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if local_rank == 0:
+                (folder / mine).touch()
+        except OSError as error:
+            raise CheckpointError(
+                f"the checkpoint folder {folder} on {host} cannot be written",
+                why=describe(error),
+                fix="CheckpointConfig.LocalPath (checkpointconfig.json) names it: choose a folder that can be written",
+            ) from error
+        return (mine if local_rank == 0 else "", host)
+
+    left = group.each(f"the checkpoint folder {folder} cannot be used", leave_probe)
+    seen = group.each(
+        f"the checkpoint folder {folder} cannot be used", lambda: _seen(folder, [name for name, _ in left])
+    )
+    if local_rank == 0:
+        # Also those of runs that were killed while they looked.
+        for entry in folder.iterdir():
+            if _PROBE.fullmatch(entry.name) and (entry.name == mine or entry.name not in dict(left)):
+                entry.unlink(missing_ok=True)
+    # The same first probe seen means the same folder; the first of those ranks leads.
+    leaders = tuple(seen.index(first) for first in seen)
+    return Store(folder=folder, rank=group.rank, hosts=tuple(host for _, host in left), leaders=leaders)
+
+
+def _seen(folder: Path, names: Sequence[str]) -> int:
+    for rank, name in enumerate(names):
+        if name and (folder / name).exists():
+            return rank
+    raise CheckpointError(
+        f"the ranks of one host see different checkpoint folders at {folder}",
+        why="none of them holds what the first rank of the host wrote",
+        fix="give all ranks of a host the same folder, and ranks on different hosts different host names",
+    )
