@@ -63,9 +63,10 @@ def _unpack(archive: Path, folder: Path, max_bytes: int, max_members: int) -> No
                         raise _Unsafe(f"beyond the limit of {max_bytes} bytes or {max_members} members")
                     _write(tar, info, folder)
                     member = f"what follows {member}"
-            # tarfile takes a broken header for the end of the archive.
+            # tarfile takes a broken header for the end of the archive, and leaves its checksum unread.
             if reader.header.strip(b"\0"):
                 raise tarfile.ReadError("broken header")
+            reader.finish()
     except _Unsafe as error:
         raise ProgramError(
             f"{archive} was not unpacked: {member} is {error}",
@@ -132,6 +133,12 @@ class _Reader(io.RawIOBase):
         if size == tarfile.BLOCKSIZE:
             self.header = data
         return data
+
+    def finish(self) -> None:
+        """Read what is left, so that the checksum at the end is compared."""
+        while self._plain.read(_CHUNK):
+            if self.tell() > self._limit:
+                raise _Unsafe("too large")
 
     def tell(self) -> int:
         return self._plain.tell()

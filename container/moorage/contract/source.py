@@ -61,7 +61,7 @@ def fetch(location: str, who: str, config: JobConfig, env: Mapping[str, str]) ->
     if path.is_file():
         return _unpacked(path)
     raise ProgramError(
-        f"{who}: there is no folder or archive {redact(str(path))}",
+        f"{who}: there is no folder or archive {redact(str(path))!r}",
         fix="give a folder, a tar.gz, or s3://bucket/key.tar.gz",
     )
 
