@@ -121,7 +121,7 @@ def main() -> int:
     print("\n3. Started again, as the platform does: same job, new process, checkpoints in place")
     second = train(interrupted)
 
-    stops, resumes = ledger(interrupted, "stop"), ledger(interrupted, "resume")
+    stops, resumes = ledger(interrupted, "stopped"), ledger(interrupted, "resume")
     lost = sum(int(stop["step"]) - int(resume["step"]) for stop, resume in zip(stops, resumes, strict=True))
     equal = second.code == 0 and same_weights(alone, interrupted)
     rows = [

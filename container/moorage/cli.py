@@ -74,7 +74,7 @@ def metric_names(program: Path) -> set[str]:
         raise ProgramError(f"cannot read {program}", why=str(error.strerror), fix="name the program's file") from None
     except (SyntaxError, UnicodeDecodeError) as error:
         raise ProgramError(f"{program} is not Python", why=str(error)) from None
-    names = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             prefix = {"step": "train_", "report": ""}.get(node.func.attr)

@@ -11,7 +11,7 @@ import torch
 
 from moorage.errors import ConfigError
 from moorage.training import data
-from moorage.training.ranks import Ranks
+from moorage.training.ranks import Place
 
 log = logging.getLogger("moorage")
 
@@ -35,20 +35,20 @@ class Feed:
         self,
         position: Position,
         *,
-        ranks: Ranks,
+        place: Place,
         device: torch.device,
         seed: int,
         accumulation: int,
         prepare: Callable[[bool], None],
     ) -> None:
         self.position = position
-        self._ranks, self._device, self._seed = ranks, device, seed
+        self._place, self._device, self._seed = place, device, seed
         self._accumulation, self._prepare = accumulation, prepare
         self.micro: data.MicroBatch | None = None
         self._open = False
         self._order: dict[str, Any] | None = None
         self._stream: Any = None
-        self._stream_states: list[Any] | None = None
+        self._stream_state: Any = None
 
     def batches(self, loader: Any) -> Iterator[Any]:
         """This rank's micro-batches of the rest of the epoch, on its device."""
@@ -86,16 +86,16 @@ class Feed:
         drawn = self.position.samples
         if hasattr(loader, "load_state_dict"):
             self._stream = loader
-            if drawn and self._stream_states:
-                loader.load_state_dict(self._stream_states[self._ranks.place.rank])
-            numbered = enumerate(loader, start=drawn)
+            if drawn and self._stream_state is not None:
+                loader.load_state_dict(self._stream_state)
+            numbered: Iterator[tuple[int, Any]] = enumerate(loader, start=drawn)
         else:
             if drawn:
-                log.warning("the loader is not from run.loader: passing over %d batches to resume", drawn)
+                log.warning("not a loader of run.loader: passing over %d batches to resume, in whatever order", drawn)
             numbered = ((number, batch) for number, batch in enumerate(loader) if number >= drawn)
         for number, batch in numbered:
             last = (number + 1) % self._accumulation == 0
-            seed = data.mix(self._seed, self.position.epoch, number, self._ranks.place.rank)
+            seed = data.mix(self._seed, self.position.epoch, number, self._place.rank)
             yield (
                 batch,
                 data.MicroBatch(
@@ -116,18 +116,20 @@ class Feed:
         self._order = now
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint; collective while an iterable dataset is being read."""
-        streams = self._ranks.gather(self._stream.state_dict()) if self._stream is not None else None
-        return {"order": self._order, "streams": streams}
+        """What the checkpoint holds for all ranks alike."""
+        return {"order": self._order, "stream": self._stream is not None, "world_size": self._place.world_size}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Raises ConfigError when a stream's place was saved on another number of ranks."""
-        self._order, self._stream_states = state.get("order"), state.get("streams")
-        world_size = self._ranks.place.world_size
-        if self._stream_states and len(self._stream_states) != world_size:
+    def stream_state(self) -> Any:
+        """The place of this rank in the iterable dataset it is reading; None when it reads none."""
+        return self._stream.state_dict() if self._stream is not None else None
+
+    def restore(self, state: Mapping[str, Any], stream: Any) -> None:
+        """Raises ConfigError when a place in a stream was saved on another number of ranks."""
+        self._order, self._stream_state = state["order"], stream
+        if state["stream"] and state["world_size"] != self._place.world_size:
             raise ConfigError(
-                f"the checkpoint was taken within an iterable dataset on {len(self._stream_states)} ranks, "
-                f"now there are {world_size}",
+                f"the checkpoint was taken within an iterable dataset on {state['world_size']} ranks, "
+                f"now there are {self._place.world_size}",
                 why="a place in a stream belongs to one rank",
                 fix="resume on the same number of ranks, or use a map-style dataset",
             )

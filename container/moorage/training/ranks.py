@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -55,14 +54,6 @@ class Ranks:
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.broadcast(tensor, 0, group=self.group)
         return list(tensor.tolist())
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's `value`, by rank."""
-        if self.group is None:
-            return [value]
-        values: list[Any] = [None] * self.place.world_size
-        dist.all_gather_object(values, value, group=self.group)
-        return values
 
     def part(self) -> None:
         """Wait for all, then leave the process groups."""

@@ -52,19 +52,17 @@ class Run:
         self._agreement = Agreement(self._ranks.group)
         self._position = Position()
         self._feed = Feed(
-            self._position, ranks=self._ranks, device=device, seed=settings.seed,
+            self._position, place=place, device=device, seed=settings.seed,
             accumulation=settings.accumulation, prepare=self._prepare_micro_batch,
         )  # fmt: skip
-        self._ledger = (
-            Ledger.open(config.checkpoint_folder, config.current_host, place.attempt) if place.local_rank == 0 else None
-        )
+        run_folder = Path(env["MOORAGE_RUN_FOLDER"]) if "MOORAGE_RUN_FOLDER" in env else None
+        self._ledger = Ledger.of_run(run_folder) if place.local_rank == 0 else Ledger.none()
         checkpointer = Checkpointer(
             config.checkpoint_folder, rank=place.rank, world_size=place.world_size, local_rank=place.local_rank,
-            host=config.current_host, keep=settings.keep,
+            host=config.current_host, keep=settings.keep, attempt=place.attempt,
         )  # fmt: skip
         self._saver = Saver(checkpointer, settings=settings, ledger=self._ledger, rank=place.rank)
-        run_folder = env.get("MOORAGE_RUN_FOLDER")
-        self._progress = Progress.create(Path(run_folder), place.local_rank) if run_folder else None
+        self._progress = Progress.create(run_folder, place.local_rank) if run_folder else None
         self._precision = Precision(settings.precision, device)
         self._best = Best.of(settings)
         self._step_metrics, self._last_metrics = StepMetrics(), dict[str, float]()
@@ -163,8 +161,9 @@ class Run:
     def parallelize(self, model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
         """`model` on its device, spread by the strategy: as it is, DDP, FSDP2 or HSDP. Collective.
 
-        A function that builds the model is called on the meta device where the strategy shards, so that no rank ever
-        holds the whole of it. Raises ConfigError for a strategy the ranks cannot form.
+        Rank 0's weights are those of all. Where the model is large, give the function that builds it: under fsdp and
+        hsdp only rank 0 then builds it in full, on its CPU; a model built on the meta device is never whole anywhere.
+        Raises ConfigError for a strategy the ranks cannot form.
         """
         model, choice = spread(
             model, settings=self.settings, device=self.device, world_size=self.world_size,
@@ -191,8 +190,7 @@ class Run:
         position.step, position.epoch, position.samples = manifest.step, manifest.epoch, manifest.samples
         run_state = manifest.objects["run"]
         self._best.restore(run_state["best"])
-        self._feed.restore(run_state["feed"])
-        self._saver.restore_rng()
+        self._feed.restore(run_state["feed"], self._saver.restore_rank())
         self._update_progress()
 
     def _sort_in(self, name: str, thing: Any) -> None:
@@ -224,7 +222,7 @@ class Run:
             )  # fmt: skip
 
     def batches(self, loader: Any) -> Iterator[Any]:
-        """This rank's micro-batches of the epoch, on its device, from the sample where training stopped."""
+        """This rank's micro-batches of the rest of the epoch, on its device."""
         self._stop.begin_training()
         return self._feed.batches(loader)
 
@@ -294,9 +292,9 @@ class Run:
 
     def leave(self) -> None:
         """Save, and end this rank as a stop asks it to. Collective. Raises Stopped."""
-        log.warning("asked to stop: saving at step %d", self._position.step)
+        log.info("asked to stop: saving at step %d", self._position.step)
         self._save(wait=True)
-        self._close("stop")
+        self._close("stopped")
         raise Stopped
 
     # Evaluation and reports
@@ -383,7 +381,7 @@ class Run:
         for name, model in self._models.items():
             folder = self.model_folder if len(self._models) == 1 else self.model_folder / name
             export(model, folder, facts, is_main=self.is_main)
-        self._close("finish")
+        self._close("finished")
 
     def _load_best(self) -> int:
         """The step of the weights now in the models."""
@@ -396,15 +394,20 @@ class Run:
         return last
 
     def _save(self, *, best: bool = False, wait: bool = False) -> None:
-        run_state = {"best": self._best.state(), "feed": self._feed.state()}
-        self._saver.save(self._position, run_state=run_state, metrics=self._last_metrics, best=best, wait=wait)
+        self._saver.save(
+            self._position,
+            run_state={"best": self._best.state(), "feed": self._feed.state()},
+            stream=self._feed.stream_state(),
+            metrics=self._last_metrics,
+            best=best,
+            wait=wait,
+        )
 
     def _close(self, event: str) -> None:
         self._saver.close()
         if self._trackers:
             self._trackers.finish()
-        if self._ledger:
-            self._ledger.write(event, step=self._position.step)
+        self._ledger.write(event, step=self._position.step)
         self._ranks.part()
 
     # Inside

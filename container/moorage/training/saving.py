@@ -7,9 +7,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
 
-from moorage.checkpoint.checkpointer import Checkpointer, SaveInfo
+from moorage.checkpoint.checkpointer import Checkpointer, Outcome, SaveInfo
+from moorage.checkpoint.jsonable import decode, encode, tensor_names
 from moorage.checkpoint.manifest import Manifest
 from moorage.checkpoint.rng import capture_rng, restore_rng
 from moorage.checkpoint.state import capture, restore, template
@@ -24,7 +25,7 @@ log = logging.getLogger("moorage")
 class Saver:
     """The checkpoints of one Run. Every method that saves or loads is collective."""
 
-    def __init__(self, checkpointer: Checkpointer, *, settings: Settings, ledger: Ledger | None, rank: int) -> None:
+    def __init__(self, checkpointer: Checkpointer, *, settings: Settings, ledger: Ledger, rank: int) -> None:
         self._checkpointer, self._settings, self._ledger, self._rank = checkpointer, settings, ledger, rank
         self._tracked: dict[str, Any] = {}
         self._manifest: Manifest | None = None
@@ -33,42 +34,52 @@ class Saver:
         self._asked = False
         self.strategy = ""
 
+    @property
+    def tracks_anything(self) -> bool:
+        return bool(self._tracked)
+
     def track(self, things: Mapping[str, Any]) -> Manifest | None:
-        """Add what a checkpoint holds, and restore it from the newest one that verifies.
+        """Add what a checkpoint holds, and restore it from the newest one that verifies, which is returned.
 
         Raises ConfigError for a name used twice, CheckpointError when the checkpoint is of something else.
         """
-        if twice := sorted(set(things) & set(self._tracked)):
-            raise ConfigError(f"run.track: {', '.join(twice)} tracked twice", fix="give each thing a name of its own")
+        if twice := sorted(set(things) & set(self._tracked) | set(things) & RESERVED):
+            raise ConfigError(f"run.track: the name {twice[0]!r} is taken", fix="give each thing a name of its own")
+        self._tracked.update(things)
         if not self._looked:
             self._manifest, self._looked = self._checkpointer.newest(), True
-        self._tracked.update(things)
         if self._manifest is not None:
+            started = time.monotonic()
             self._load(self._manifest, things)
+            self._say_resumed(self._manifest, things, time.monotonic() - started)
         return self._manifest
 
     def _load(self, manifest: Manifest, things: Mapping[str, Any]) -> None:
-        started = time.monotonic()
-        stored = self._checkpointer.stored(manifest)
-        tensors = template(things, stored, manifest.objects)
+        tensors = template(things, self._checkpointer.stored(manifest), manifest.objects, among=self._tracked)
         self._checkpointer.load(manifest, tensors)
-        restore(things, tensors, manifest.objects)
-        log.info(
-            "resumed %s from step %d (epoch %d, %d samples into it) in %.1f s",
-            ", ".join(things), manifest.step, manifest.epoch, manifest.samples, time.monotonic() - started,
-        )  # fmt: skip
-        if self._ledger:
-            self._ledger.write("resume", step=manifest.step, seconds=time.monotonic() - started)
+        restore(things, tensors, manifest.objects, among=self._tracked)
 
-    def restore_rng(self) -> None:
-        """Set this rank's random numbers as they were when the checkpoint was taken, if the ranks are the same."""
+    def _say_resumed(self, manifest: Manifest, things: Mapping[str, Any], seconds: float) -> None:
+        log.info(
+            "resumed %s at step %d (epoch %d, %d samples into it), loaded in %.2f s",
+            ", ".join(things), manifest.step, manifest.epoch, manifest.samples, seconds,
+        )  # fmt: skip
+        self._ledger.write("resume", step=manifest.step, world_size=manifest.world_size, seconds=round(seconds, 3))
+
+    def restore_rank(self) -> Any:
+        """Set this rank's random numbers as they were, where the checkpoint has them; returns its stream's state."""
         if self._manifest is None:
-            return
-        tensors = capture_rng(self._rank)
+            return None
         stored = self._checkpointer.stored(self._manifest)
-        if all(name in stored for name in tensors):
-            self._checkpointer.load(self._manifest, tensors)
-            restore_rng(self._rank, tensors)
+        same_ranks = len(self._manifest.per_rank) == self._manifest.world_size
+        stream = (
+            self._manifest.per_rank[self._rank] if same_ranks and self._rank < len(self._manifest.per_rank) else None
+        )
+        names = [*(name for name in capture_rng(self._rank) if name in stored), *tensor_names(stream)]
+        tensors = {name: torch.empty(stored[name].shape, dtype=stored[name].dtype) for name in names}
+        self._checkpointer.load(self._manifest, tensors)
+        restore_rng(self._rank, tensors)
+        return decode(stream, tensors.__getitem__)
 
     def time_is_due(self) -> bool:
         """Whether to ask all ranks for a save by the clock; asks once per save."""
@@ -82,59 +93,68 @@ class Saver:
         every = self._settings.checkpoint_steps
         return bool(every) and step % every == 0
 
-    def save(self, position: Position, *, run_state: Mapping[str, Any], metrics: Mapping[str, float],
-             best: bool = False, wait: bool = False) -> None:  # fmt: skip
-        """Save what is tracked; training may go on when this returns, the files are written behind it.
+    def save(
+        self,
+        position: Position,
+        *,
+        run_state: Mapping[str, Any],
+        stream: Any = None,
+        metrics: Mapping[str, float],
+        best: bool = False,
+        wait: bool = False,
+    ) -> None:
+        """Save what is tracked. Training may go on when this returns: the files are written behind it.
 
-        wait: return when the checkpoint is committed. A save that fails is logged, and leaves the one before it.
+        stream: the state of this rank's iterable loader. wait: return when the checkpoint is committed. A save that
+        fails is logged, and leaves the one before it.
         """
         self._asked, self._last_save = False, time.monotonic()
         if not self._tracked:
-            if wait:
-                log.warning("nothing is tracked, so no checkpoint was saved: call run.track(...)")
+            log.warning("no checkpoint is saved: nothing is tracked; call run.track(model=..., optimizer=...)")
             return
-        started = time.monotonic()
         tensors, objects = capture(self._tracked)
-        tensors |= capture_rng(self._rank)
+        tensors.update(capture_rng(self._rank))
+        per_rank = encode(stream, f"stream/{self._rank:05d}", tensors)
         info = SaveInfo(
             step=position.step, epoch=position.epoch, samples=position.samples, strategy=self.strategy,
             metrics=dict(metrics), seed=self._settings.seed,
         )  # fmt: skip
-        saved = self._checkpointer.save(tensors, info=info, objects={**objects, "run": dict(run_state)}, best=best)
-        pause = time.monotonic() - started
-        if saved and self._ledger:
-            self._ledger.write("save", step=position.step, pause=pause)
-        if not saved and best:
+        saved = self._checkpointer.save(
+            tensors, info=info, objects={**objects, "run": dict(run_state)}, per_rank=per_rank, best=best
+        )
+        if best and not saved:
             self._checkpointer.mark_best(position.step)
-        if wait:
-            self._tell(self._checkpointer.wait())
-        else:
-            self.poll()
+        self._tell(self._checkpointer.wait() if wait else self._checkpointer.poll())
 
     def poll(self) -> None:
         """Say how a save behind the training ended, once it has."""
         self._tell(self._checkpointer.poll())
 
-    def _tell(self, outcome: Any) -> None:
+    def _tell(self, outcome: Outcome | None) -> None:
         if outcome is None:
             return
-        if outcome.error:
-            log.error("checkpoint of step %d was not saved: %s; training goes on", outcome.step, outcome.error)
+        facts = {"step": outcome.step, "pause": round(outcome.pause, 4), "seconds": round(outcome.seconds, 3)}
+        if outcome.committed:
+            log.info("saved step %d: paused %.3f s, committed in %.2f s, %.1f MB",
+                     outcome.step, outcome.pause, outcome.seconds, outcome.size / 1e6)  # fmt: skip
+            self._ledger.write("save", **facts, bytes=outcome.size)
         else:
-            log.info("checkpoint of step %d committed", outcome.step)
-        if self._ledger:
-            self._ledger.write("saved", step=outcome.step, error=outcome.error or None)
+            log.error("step %d was not saved: %s; the checkpoint before it stays, training goes on",
+                      outcome.step, outcome.error)  # fmt: skip
+            self._ledger.write("save-failed", **facts, error=outcome.error)
 
-    def load_weights(self, step: int, models: Mapping[str, nn.Module]) -> bool:
-        """Put the weights of the checkpoint of `step` into `models`. False when there is no such checkpoint."""
+    def load_weights(self, step: int, models: Mapping[str, torch.nn.Module]) -> bool:
+        """Put the weights of the checkpoint of `step` into `models`. False when that checkpoint is gone."""
         manifest = self._checkpointer.at(step)
-        if manifest is None:
-            return False
-        tensors = template(models, self._checkpointer.stored(manifest), manifest.objects)
-        self._checkpointer.load(manifest, tensors)
-        restore(models, tensors, manifest.objects)
-        return True
+        if manifest is not None:
+            self._load(manifest, models)
+        return manifest is not None
 
     def close(self) -> None:
+        """Wait for a save under way."""
         self._tell(self._checkpointer.wait())
         self._checkpointer.close()
+
+
+RESERVED = frozenset({"run", "rng", "stream"})
+"""Names in a checkpoint that are not the program's."""
