@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import re
 import signal as signals
 from collections.abc import Iterable, Mapping
@@ -151,15 +150,14 @@ def write_failure(path: Path, failure: Failure, known: Iterable[str] = ()) -> bo
     """Write the failure file, unless the program wrote its own. Cannot fail: it logs why there is none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # O_EXCL: a program that writes its own at this very moment wins as well.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        # Exclusively: a program that writes its own at this very moment wins as well.
+        with path.open("x", encoding="utf-8") as file:
             file.write(failure.redacted(known).text())
-    except FileExistsError:
-        logger.info("the program wrote a failure file of its own, which is kept: %s", path)
-        return False
     except OSError as error:
-        logger.warning("cannot write the failure file %s: %s", path, error.strerror)
+        if isinstance(error, FileExistsError) and path.is_file():
+            logger.info("the program wrote a failure file of its own, which is kept: %s", path)
+        else:
+            logger.warning("cannot write the failure file %s: %s", path, error.strerror)
         return False
     return True
 

@@ -17,8 +17,9 @@ from moorage.launch.lines import Lines
 
 STDOUT, STDERR = 1, 2
 TAIL_LINES, TAIL_BYTES = 400, 64 * 1024
+_TAIL_LINE = 4096
 _LAST_READ = 1024 * 1024
-"""Bytes still taken from a pipe that somebody else holds open: more than a pipe holds, and an end to one who goes on."""
+"""Bytes still taken from a pipe that somebody else holds open: more than it holds, and an end to one who goes on."""
 
 _OWN_LINES = 10_000
 """Of ours that wait while the output is blocked; then the oldest are left out."""
@@ -41,7 +42,8 @@ class Stream:
     tail_size: int = 0
 
     def remember(self, line: bytes) -> None:
-        line = line[-4096:]
+        if len(line) > _TAIL_LINE:
+            line = line[: _TAIL_LINE // 2] + b" ... " + line[-_TAIL_LINE // 2 :]
         if len(self.tail) == self.tail.maxlen:
             self.tail_size -= len(self.tail.popleft())
         self.tail.append(line)

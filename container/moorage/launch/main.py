@@ -72,6 +72,9 @@ def main(argv: Sequence[str], env: Mapping[str, str]) -> int:
     except MoorageError as error:
         return _report(Verdict(code=error.exit_code, failure=Failure.from_error(error, "")), paths, known_secrets(env))
     finally:
+        # The exit code is settled. Python's own end would bring back the default, and a late stop would change it.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         loop.close()
 
 

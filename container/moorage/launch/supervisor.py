@@ -170,8 +170,8 @@ class Supervisor:
             on_over=self._over,
         )
         self._ledger.write("start", attempt=number, host=plan.host, ranks=len(plan.ranks), world_size=plan.world_size)
-        self._attempt.start()
         self._saved_state = folder_state(self._config.checkpoint_folder)
+        self._attempt.start()
 
     # What the ranks do
 
