@@ -31,7 +31,10 @@ ARROWS: dict[str, frozenset[str]] = {
 """What each part may import, beside itself and the package's version."""
 
 FACADES = frozenset({"__init__", "cli"})
-"""They may reach every part, but only when asked: inside a function."""
+"""They may reach every part, but only when asked: inside a function. Errors and contract they may load at once."""
+
+LIGHT = frozenset({"xxhash"})
+"""Outside the standard library, but one small C file: loaded in a millisecond."""
 
 WITHOUT_TORCH = frozenset({"errors", "contract", "cluster", "launch"})
 """What PID 1 is made of."""
@@ -121,13 +124,13 @@ def _wrong(part: str, found: Import) -> str:
     if part in WITHOUT_TORCH and top in TORCH:
         return f"{part} imports {found.module}: PID 1 is free of torch"
     deferred = found.lazy or found.for_types
-    if part in WITHOUT_TORCH | FACADES and top not in sys.stdlib_module_names and not deferred:
+    if part in WITHOUT_TORCH | FACADES and top not in sys.stdlib_module_names | LIGHT and not deferred:
         return f"{part} imports {found.module} as it is loaded, which slows PID 1: do it in the function that needs it"
     return ""
 
 
 def _wrong_arrow(part: str, found: Import, target: str) -> str:
-    if target in {part, "", "__version__"} or (part in FACADES and target == "errors"):
+    if target in {part, "", "__version__"} or (part in FACADES and target in {"errors", "contract"}):
         return ""
     if part in FACADES:
         deferred = found.lazy or found.for_types

@@ -35,6 +35,8 @@ def test_the_toolkit_keeps_its_arrows() -> None:
         ("launch/plan.py", "from ..cluster.host import Host\nfrom moorage import __version__"),
         ("launch/program.py", "def install():\n    import boto3"),
         ("training/run.py", "import torch\nfrom moorage.checkpoint import save\nfrom moorage.contract import config"),
+        ("contract/fingerprint.py", "import xxhash"),
+        ("cli.py", "from moorage.contract import settings"),
         ("cli.py", "def metrics():\n    from moorage.training import metrics"),
         (
             "__init__.py",
