@@ -143,19 +143,35 @@ class HostProcess:
         return self.folder.failure.read_text() if self.folder.failure.exists() else None
 
 
-def start_train(folder: JobFolder, *args: str, env: Mapping[str, str] | None = None) -> HostProcess:
-    """Start `train ARGS` on the host of this folder."""
-    whole = {**os.environ, **folder.env, **(env or {})}
-    process = subprocess.Popen(
-        [sys.executable, str(TRAIN), *args],
-        env=whole,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        bufsize=0,
-        start_new_session=True,
-    )
-    return HostProcess(folder=folder, process=process)
+Start = Callable[..., HostProcess]
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[Start]:
+    """A function `start(folder, *args, env=None)` that starts `train ARGS`; what is left of it is killed at the end."""
+    running: list[HostProcess] = []
+
+    def start(folder: JobFolder, *args: str, env: Mapping[str, str] | None = None) -> HostProcess:
+        process = subprocess.Popen(
+            [sys.executable, str(TRAIN), *args],
+            env={**os.environ, **folder.env, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+        )
+        running.append(HostProcess(folder=folder, process=process))
+        return running[-1]
+
+    try:
+        yield start
+    finally:
+        for host in running:
+            if host.process.poll() is None:
+                # Its ranks are killed with it: they are tied to the life of their supervisor.
+                host.process.kill()
+            host.ends(10)
 
 
 def job_settings(**given: object) -> dict[str, str]:
@@ -182,19 +198,13 @@ def run_train(
     """
     names = loopback_hosts(hosts) if hosts > 1 else ("algo-1",)
     env = {**job_settings(ranks_per_host=ranks, **settings), **(env or {})}
-    running: list[HostProcess] = []
-    try:
+    with starting() as start:
+        running = []
         for name in names:
             folder = JobFolder(base / name, hosts=names, host=name)
             if program:
                 folder.code(train=textwrap.dedent(program))
             if hyperparameters is not None:
                 folder.hyperparameters(**hyperparameters)
-            running.append(start_train(folder, env=env))
+            running.append(start(folder, env=env))
         yield running
-    finally:
-        for process in running:
-            if process.process.poll() is None:
-                # Its ranks are killed with it: they are tied to the life of their supervisor.
-                process.process.kill()
-            process.ends(10)

@@ -31,6 +31,10 @@ GRACEFUL = """
 """
 
 
+def ends(pid: int) -> None:
+    wait_until(lambda: gone(pid), what=f"the end of process {pid}")
+
+
 def gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -141,7 +145,12 @@ def test_sigterm_after_the_ranks_finished_keeps_0(tmp_path: Path) -> None:
     """
     with run_train(tmp_path, program) as (host,):
         host.wait_for("done")
-        wait_until(lambda: host.signal() or host.process.poll() is not None, what="the end")
+
+        def stop_again() -> bool:
+            host.signal()
+            return host.process.poll() is not None
+
+        wait_until(stop_again, what="the end")
         assert host.ends() == 0
 
 
@@ -218,7 +227,7 @@ def test_a_grandchild_in_the_background_does_not_hold_the_job_open(tmp_path: Pat
         assert host.ends(10) == 0
     assert host.stdout.endswith("the last line\n")
     for pid in pids(host.lines("pid")).values():
-        wait_until(lambda pid=pid: gone(pid), what=f"the end of process {pid}")
+        ends(pid)
 
 
 def test_orphans_are_reaped_while_the_job_runs(tmp_path: Path) -> None:
@@ -241,7 +250,7 @@ def test_no_rank_outlives_a_killed_supervisor(tmp_path: Path) -> None:
         host.wait_for("pid", times=2)
         host.process.kill()
         for pid in pids(host.lines("pid")).values():
-            wait_until(lambda pid=pid: gone(pid), what=f"the end of rank {pid}")
+            ends(pid)
 
 
 def test_secrets_do_not_reach_the_failure_file_or_our_log(tmp_path: Path) -> None:

@@ -60,10 +60,8 @@ def test_a_bar_that_stands_still_is_said_when_it_is_due() -> None:
     lines = Lines(progress_every=5.0)
     assert lines.feed(b"\r10%\r", 0.0) == [b"10%"]
     assert lines.feed(b"20%", 1.0) == []
-    assert lines.due_at == 5.0
-    assert lines.due(4.9) == []
-    assert lines.due(5.0) == [b"20%"]
-    assert lines.due_at is None
+    assert (lines.due_at, lines.due(4.9)) == (5.0, [])
+    assert (lines.due(5.0), lines.due_at) == ([b"20%"], None)
     assert lines.feed(b"\n", 6.0) == [], "it has been said"
 
 

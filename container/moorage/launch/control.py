@@ -19,7 +19,7 @@ from moorage.contract.config import JobConfig
 from moorage.contract.failure import Failure
 from moorage.errors import ClusterError
 from moorage.launch.agreement import REJOIN, Agreement, Send, lost_host
-from moorage.launch.door import Door, job_token, proof
+from moorage.launch.door import HELLO_WITHIN, Door, job_token, proof
 from moorage.launch.loop import Loop, Timer
 from moorage.launch.wire import Message, Wire
 
@@ -227,6 +227,8 @@ class OtherHost:
                 "token": self._token,
             }
         )
+        patience = min(HELLO_WITHIN, max(0.0, self._join_by - time.monotonic()))
+        self._loop.after(patience, lambda: None if self._welcome else self._unanswered(wire))
 
     def _heard(self, message: Message) -> None:
         self._heard_at = time.monotonic()
@@ -248,6 +250,10 @@ class OtherHost:
             self._started |= kind == "start"
             self._over |= kind == "leave"
             self.on_message(message)
+
+    def _unanswered(self, wire: Wire) -> None:
+        if self._wire is wire:
+            self._hang_up("something listens there, but does not answer as a first host does")
 
     def _hang_up(self, why: str) -> None:
         assert self._wire is not None

@@ -17,7 +17,8 @@ _FRAMES = 6
 
 _EFFECT = re.compile(
     r"connection (?:was )?(?:likely )?(?:closed|reset)|broken pipe|connectFullMesh failed"
-    r"|DistNetworkError|DistStoreError|DistBackendError|NCCL error|nccl(?:System|Remote|Internal)Error|watchdog|heartbeat monitor timed out"
+    r"|DistNetworkError|DistStoreError|DistBackendError|NCCL error"
+    r"|nccl(?:System|Remote|Internal)Error|watchdog|heartbeat monitor timed out"
     r"|timed? ?out (?:after|waiting)|recvValue failed|failed to recv|third_party/gloo|gloo/transport",
     re.IGNORECASE,
 )
