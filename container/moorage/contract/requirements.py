@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.metadata
+import itertools
 import logging
 import os
 import re
@@ -179,8 +180,6 @@ def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> Non
 
 
 def _failed(file: Path, code: int, output: Sequence[str], torch: str) -> RequirementsError:
-    errors = [line for line in output if line.startswith("ERROR")][-3:]
-    last = " | ".join(errors or [line for line in output if line.strip()][-3:])
     text = "\n".join(output)
     fix = "correct requirements.txt; the whole output of pip is in the log"
     if "No module named pip" in text:
@@ -192,7 +191,19 @@ def _failed(file: Path, code: int, output: Sequence[str], torch: str) -> Require
             "nothing can be downloaded under network isolation: bake the packages into the image, or give their wheels "
             "as a channel, with PIP_NO_INDEX=1 and PIP_FIND_LINKS=/opt/ml/input/data/CHANNEL"
         )
-    return RequirementsError(f"cannot install {file}: pip ended with code {code}", why=f"pip says: {last}", fix=fix)
+    what = f"cannot install {file}: pip ended with code {code}"
+    return RequirementsError(what, why=f"pip says: {_last_words(output)}", fix=fix)
+
+
+def _last_words(output: Sequence[str]) -> str:
+    """What pip says is wrong, in the few lines that a failure file has room for."""
+    conflict = "The conflict is caused by:"
+    if conflict in output:
+        start = output.index(conflict) + 1
+        lines = list(itertools.takewhile(str.strip, output[start:]))
+    else:
+        lines = [line for line in output if line.lower().startswith("error")] or [line for line in output if line]
+    return " | ".join(line.strip() for line in lines[-3:])
 
 
 def _secrets(env: Mapping[str, str], lines: Iterable[_Line]) -> tuple[str, ...]:
