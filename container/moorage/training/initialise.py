@@ -46,28 +46,35 @@ def on_meta(model: nn.Module) -> bool:
 def take_weights(model: nn.Module, *, keep: bool) -> Tensors:
     """Move the parameters of `model` to the meta device; return what they and the buffers held, by name.
 
-    keep: False on the ranks that will be told, whose copies are given up here. Tied parameters stay tied.
+    keep: False on the ranks that will be told, whose copies are given up here.
     """
     held: Tensors = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
     held |= {name: p.detach() for name, p in model.named_parameters() if keep and not p.is_meta}
-    for parameter in list(model.parameters()):
-        if not parameter.is_meta:
-            meta = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-            _swap(parameter, meta)
+    _replace(model, lambda t: t.detach().to("meta") if isinstance(t, nn.Parameter) and not t.is_meta else t)
     return held
 
 
 def materialise(model: nn.Module, device: torch.device) -> None:
     """Give the meta parameters and buffers of `model` memory on `device`, uninitialised.
 
-    The tensors stay the same objects, so that tied ones stay tied, which Module.to_empty does not see to.
+    Module.to_empty would part tied parameters, and empty the real ones as well.
     """
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.is_meta:
-            empty = torch.empty_like(tensor, device=device)
-            if isinstance(tensor, nn.Parameter):
-                empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
-            _swap(tensor, empty)
+    _replace(model, lambda t: torch.empty_like(t, device=device) if t.is_meta else t)
+
+
+def _replace(model: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    """Put `change(tensor)` in the place of each parameter and buffer; what was one tensor stays one."""
+    originals = [*model.parameters(), *model.buffers()]  # kept alive, or an id could come up twice
+    changed: dict[int, Tensor] = {}
+    for original in originals:
+        new = change(original)
+        if isinstance(original, nn.Parameter) and new is not original:
+            new = nn.Parameter(new, requires_grad=original.requires_grad)
+        changed[id(original)] = new
+    for module in model.modules():
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None and changed[id(tensor)] is not tensor:
+                setattr(module, name, changed[id(tensor)])
 
 
 def hand_out(model: nn.Module, held: Tensors, names: set[str], device: torch.device) -> None:
@@ -82,10 +89,6 @@ def hand_out(model: nn.Module, held: Tensors, names: set[str], device: torch.dev
             full = full.contiguous()
             dist.broadcast(full, src=0)
             write(target, full)
-
-
-def _swap(tensor: Tensor, other: Tensor) -> None:
-    torch.utils.swap_tensors(tensor, other)  # type: ignore[no-untyped-call]
 
 
 def write(target: Tensor, full: Tensor) -> None:

@@ -33,8 +33,7 @@ def _subclass(base: type[nn.Module], forward: Forward) -> type[nn.Module]:
     def reduce(self: nn.Module, protocol: Any) -> Any:
         reduced = base.__reduce_ex__(self, protocol)
         assert isinstance(reduced, tuple)
-        function, args, *rest = reduced
-        return (function, tuple(base if arg is changed else arg for arg in args), *rest)
+        return (base.__new__, (base,), *reduced[2:])
 
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     body = {"forward": functools.wraps(base.forward)(forward), "__reduce_ex__": reduce}

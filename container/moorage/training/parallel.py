@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -204,19 +204,33 @@ def _shard(
     else:
         mesh = init_device_mesh(device.type, (world_size,), mesh_dim_names=("shard",))
     try:
-        # Statistics are kept in fp32, and batch normalisation takes no parameters of another type beside them.
-        for module in model.modules():
-            if precision.dtype is not None and isinstance(module, _NormBase) and module.affine and module is not model:
-                fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+        for module in _kept_in_fp32(model, groups) if precision.dtype is not None else ():
+            fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
         for _, group in groups:
             if not isinstance(group, FSDPModule):
                 fully_shard(group, mesh=mesh, mp_policy=precision.policy())
-        fully_shard(model, mesh=mesh, mp_policy=precision.policy())
+        fully_shard(model, mesh=mesh, mp_policy=precision.policy(root=True))
     except (ValueError, NotImplementedError) as error:
         raise ConfigError(
             f"strategy {choice.strategy} cannot shard the model", why=str(error), fix="mend that, or use strategy=ddp"
         ) from error
     return [f"{len(groups)} groups over {choice.shard_size} ranks"]
+
+
+def _kept_in_fp32(model: nn.Module, groups: list[Named]) -> list[nn.Module]:
+    """Normalisations that get groups of their own under low precision, since on the CPU they take no parameters
+    narrower than their input, which may be fp32 outside of the blocks, or than their statistics, which always are."""
+    inside = {module for _, group in groups for module in group.modules()}
+    return [
+        module
+        for module in model.modules()
+        if module is not model
+        and (
+            isinstance(module, _BatchNorm)
+            or (isinstance(module, (nn.LayerNorm, nn.GroupNorm)) and module not in inside)
+        )
+        and next(module.parameters(), None) is not None
+    ]
 
 
 def _fill(model: nn.Module, held: initialise.Tensors, seed: int, device: torch.device) -> list[str]:

@@ -87,15 +87,15 @@ class Precision:
 
         return run
 
-    def policy(self) -> MixedPrecisionPolicy:
+    def policy(self, *, root: bool = False) -> MixedPrecisionPolicy:
         """What fsdp gathers and reduces: parameters in low precision, gradients in fp32.
 
-        Autocast goes on deciding what is computed in which type, so that ddp and fsdp train alike; inputs such as
-        targets and time steps are therefore left as they are.
+        Autocast goes on deciding what is computed in which type, as under ddp. The inputs of blocks are cast, those of
+        the root are not: time steps and targets would be rounded.
         """
         if self.dtype is None:
             return MixedPrecisionPolicy(cast_forward_inputs=False)
-        return MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        return MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=not root)
 
 
 class Scaler(GradScaler):
