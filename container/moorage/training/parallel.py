@@ -9,21 +9,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from moorage.contract.settings import Settings
-from moorage.errors import ConfigError
 from moorage.training import initialise
-from moorage.training.blocks import Named, find_blocks, find_groups
+from moorage.training.blocks import find_blocks, find_groups
 from moorage.training.data import mix
 from moorage.training.memory import device_memory
 from moorage.training.precision import Precision
 from moorage.training.recompute import compile_blocks, recompute
+from moorage.training.shard import shard
 from moorage.training.strategy import Choice, ModelSize, choose
 from moorage.training.warmup import settle_buckets
 
@@ -94,7 +92,6 @@ def parallelize(
             done.append(_from_meta(model, seed, device))
         model.to(device)
     named = find_blocks(model, blocks)
-    held = initialise.take_weights(model, keep=dist.get_rank() == 0) if sharded else {}
     if activation_checkpointing:
         done += recompute([block for _, block in named])
     if precision.dtype is not None:
@@ -103,9 +100,8 @@ def parallelize(
     if compile:
         done += compile_blocks(model, [block for _, block in named], device)
     if sharded:
-        done += _shard(model, find_groups(model, blocks), choice, precision, device)
-        done += _fill(model, held, seed, device)
-        _share_statistics(model)
+        groups = find_groups(model, blocks)
+        done += shard(model, groups, choice, precision=precision, seed=seed, device=device)
     elif choice.strategy == "ddp" and any(p.requires_grad for p in model.parameters()):
         model = _replicate(model, device, find_unused_parameters)
     log.info("model: %s on %s", ", ".join(done), device)
@@ -192,69 +188,3 @@ def _replicate(model: nn.Module, device: torch.device, find_unused_parameters: b
     )
     settle_buckets(wrapped)
     return wrapped
-
-
-def _shard(
-    model: nn.Module, groups: list[Named], choice: Choice, precision: Precision, device: torch.device
-) -> list[str]:
-    world_size = dist.get_world_size()
-    if choice.strategy == "hsdp":
-        shape, names = (world_size // choice.shard_size, choice.shard_size), ("replicate", "shard")
-        mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
-    else:
-        mesh = init_device_mesh(device.type, (world_size,), mesh_dim_names=("shard",))
-    try:
-        for module in _kept_in_fp32(model, groups) if precision.dtype is not None else ():
-            fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
-        for _, group in groups:
-            if not isinstance(group, FSDPModule):
-                fully_shard(group, mesh=mesh, mp_policy=precision.policy())
-        fully_shard(model, mesh=mesh, mp_policy=precision.policy(root=True))
-    except (ValueError, NotImplementedError) as error:
-        raise ConfigError(
-            f"strategy {choice.strategy} cannot shard the model", why=str(error), fix="mend that, or use strategy=ddp"
-        ) from error
-    return [f"{len(groups)} groups over {choice.shard_size} ranks"]
-
-
-def _kept_in_fp32(model: nn.Module, groups: list[Named]) -> list[nn.Module]:
-    """Normalisations that get groups of their own under low precision, since on the CPU they take no parameters
-    narrower than their input, which may be fp32 outside of the blocks, or than their statistics, which always are."""
-    inside = {module for _, group in groups for module in group.modules()}
-    return [
-        module
-        for module in model.modules()
-        if module is not model
-        and (
-            isinstance(module, _BatchNorm)
-            or (isinstance(module, (nn.LayerNorm, nn.GroupNorm)) and module not in inside)
-        )
-        and next(module.parameters(), None) is not None
-    ]
-
-
-def _fill(model: nn.Module, held: initialise.Tensors, seed: int, device: torch.device) -> list[str]:
-    """Give the sharded model its first weights."""
-    names: list[Any] = [sorted(held)]
-    dist.broadcast_object_list(names, src=0)
-    given = set(names[0])
-    fresh = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]} - given
-    initialise.materialise(model, device)
-    by = f"initialised by {initialise.initialise(model, fresh, seed, device)}" if fresh else ""
-    initialise.hand_out(model, held, given, device)
-    return [by] if by else []
-
-
-def _share_statistics(model: nn.Module) -> None:
-    """Running statistics follow rank 0 before each forward, as under ddp: else each rank would evaluate, and a resumed
-    job go on, with statistics of its own."""
-    modules = [m for m in model.modules() if isinstance(m, _NormBase) and not isinstance(m, nn.SyncBatchNorm)]
-    statistics = [buffer for module in modules for buffer in module.buffers(recurse=False)]
-    if not statistics:
-        return
-
-    def share(module: nn.Module, args: Any) -> None:
-        for buffer in statistics:
-            dist.broadcast(buffer, src=0)
-
-    model.register_forward_pre_hook(share)
