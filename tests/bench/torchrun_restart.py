@@ -146,7 +146,7 @@ LAUNCHERS: dict[str, Callable[[Job, int], Command]] = {
 }
 
 
-def attempt(launcher: str, job: Job, kill: str, killed: int, deadline: float, logs: Path) -> Try:
+def attempt(launcher: str, job: Job, *, kill: str, killed: int, deadline: float, logs: Path) -> Try:
     job.reports.mkdir()
     began = time.monotonic()
     launched: list[subprocess.Popen[bytes]] = []
@@ -317,7 +317,12 @@ def main() -> None:
                     folder = Path(scratch)
                     job = Job(hosts=hosts, port=free_port(hosts[0]), folder=folder, survivors=options.survivors)
                     one = attempt(
-                        launcher, job, options.kill, number % WORLD_SIZE, options.deadline, options.logs or folder
+                        launcher,
+                        job,
+                        kill=options.kill,
+                        killed=number % WORLD_SIZE,
+                        deadline=options.deadline,
+                        logs=options.logs or folder,
                     )
                 print(
                     f"{launcher}: {options.kill} {one.killed} killed, {one.outcome} after {one.seconds:.1f} s",
