@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import secrets
 import threading
 import time
@@ -22,7 +23,7 @@ from moorage.checkpoint.durable import describe
 from moorage.checkpoint.group import USUAL, Group
 from moorage.checkpoint.layout import MANIFEST, step_name
 from moorage.checkpoint.manifest import JSON, Manifest, SaveInfo
-from moorage.checkpoint.metadata import MetadataError, SafeReader, TensorFacts, facts, read_metadata
+from moorage.checkpoint.metadata import MetadataError, SafeReader, TensorFacts, read_metadata, tensor_facts
 from moorage.checkpoint.plan import Plan, make_plan, structure
 from moorage.checkpoint.resume import Resume
 from moorage.checkpoint.shard import Staging
@@ -105,7 +106,7 @@ class Checkpointer:
 
     def stored(self, manifest: Manifest) -> dict[str, TensorFacts]:
         """The tensors in a checkpoint. Raises CheckpointError."""
-        return facts(self._reader(manifest).read_metadata())
+        return tensor_facts(self._reader(manifest).read_metadata())
 
     def load(self, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
         """Fill `tensors` in place from a checkpoint given by `newest` or `at`, whatever the sharding. Collective.
@@ -117,7 +118,16 @@ class Checkpointer:
             reader = self._reader(manifest)
             planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
             planner.set_up_planner(dict(tensors), reader.read_metadata(), is_coordinator=False)
-            reader.read_data(planner.create_local_plan(), planner).wait()
+            plan = planner.create_local_plan()
+            try:
+                reader.read_data(plan, planner).wait()
+            except pickle.UnpicklingError:
+                # Without torch's own words, which advise to trust the file.
+                raise CheckpointError(
+                    f"checkpoint {manifest.name} holds something that is not a tensor",
+                    why="loading it could run code of whoever wrote it",
+                    fix="find out who can write to the checkpoint folder and its S3 prefix",
+                ) from None
 
         self._join()
         self._group.each(f"checkpoint {manifest.name} cannot be loaded", read)
@@ -185,7 +195,7 @@ class Checkpointer:
         return plan, staging, bool(any_already)
 
     def _run(self, save: Save, began: float, pause: float) -> None:
-        commit = Commit(save, self._store, self._group)
+        commit = Commit(save, self._store, self._group, self._log)
         error = "the thread of the save ended unexpectedly"
         try:
             error = commit.run()

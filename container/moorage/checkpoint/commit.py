@@ -7,12 +7,12 @@ did, and the checkpoint before this one is as it was.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
@@ -46,8 +46,8 @@ class Save:
 class Commit:
     """A save on its way. Collective: `run` is called on all ranks, in a thread of its own."""
 
-    def __init__(self, save: Save, store: Store, group: Group) -> None:
-        self._save, self._store, self._group = save, store, group
+    def __init__(self, save: Save, store: Store, group: Group, log: logging.Logger) -> None:
+        self._save, self._store, self._group, self._log = save, store, group, log
         self._folder = store.folder / step_name(save.info.step)
         self._written: list[Path] = []
         self.size = 0
@@ -94,7 +94,7 @@ class Commit:
 
         return self._everywhere(write_metadata_file) or self._everywhere(write_manifest)
 
-    def _everywhere(self, *actions: Any) -> str:
+    def _everywhere(self, *actions: Callable[[], None]) -> str:
         """Do the actions on each rank. Why the first rank that failed did, or empty."""
         reason = ""
         try:
@@ -142,18 +142,21 @@ class Commit:
     def _undo(self) -> None:
         if self._store.is_leader:
             # First of all, on all hosts: from here on there is nothing that looks whole.
-            (self._folder / MANIFEST).unlink(missing_ok=True)
+            self._discard(self._folder / MANIFEST)
         self._group.gather(None)
-        self._remove_written()
+        for path in self._written:
+            begun, ended = (path.with_name(path.name + mark).exists() for mark in (UPLOADING, UPLOADED))
+            if not begun or ended:
+                self._discard(path)
         self._group.gather(None)
         if self._store.is_leader and self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
 
-    def _remove_written(self) -> None:
-        for path in self._written:
-            begun, ended = (path.with_name(path.name + mark).exists() for mark in (UPLOADING, UPLOADED))
-            if not begun or ended:
-                path.unlink(missing_ok=True)
+    def _discard(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            self._log.warning("%s of a failed save cannot be removed: %s", path, describe(error))
 
 
 def _entry(facts: FileFacts, host: str) -> Entry:

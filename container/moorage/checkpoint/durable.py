@@ -75,15 +75,16 @@ class HashingFile(io.RawIOBase):
 
 
 class Writer:
-    """A stream for torch.save, with a position that is exact at any time. `facts` is there once the file is closed."""
+    """A stream for torch.save, whose position is exact at any time."""
 
     def __init__(self, raw: HashingFile) -> None:
         self._raw = raw
         self._buffered = io.BufferedWriter(raw, 1 << 20)
+        self._facts: FileFacts | None = None
         self.position = 0
-        self.facts = FileFacts(size=0, xxh3_128="")
 
     def write(self, data: bytes | memoryview) -> int:
+        self._facts = None
         self._buffered.write(data)
         self.position += len(data)
         return len(data)
@@ -95,10 +96,13 @@ class Writer:
         """Raises the OSError of an earlier write: worth asking between items, to end early on a full disk."""
         self._raw.check()
 
-    def finish(self) -> None:
-        self._buffered.flush()
-        self._raw.sync()
-        self.facts = self._raw.facts()
+    def finish(self) -> FileFacts:
+        """Wait until everything is on the disk. Raises the OSError of any write before."""
+        if self._facts is None:
+            self._buffered.flush()
+            self._raw.sync()
+            self._facts = self._raw.facts()
+        return self._facts
 
 
 @contextmanager
@@ -113,6 +117,7 @@ def writing(path: Path) -> Iterator[Writer]:
         with raw:
             writer = Writer(raw)
             yield writer
+            # Once more, for a body that forgot: a file that is not on the disk must not get its name.
             writer.finish()
         temporary.rename(path)
     except BaseException:
@@ -124,8 +129,9 @@ def write_bytes(path: Path, data: bytes) -> FileFacts:
     """`writing` for what is in memory, with the folder flushed. Raises OSError."""
     with writing(path) as writer:
         writer.write(data)
+        facts = writer.finish()
     sync_folder(path.parent)
-    return writer.facts
+    return facts
 
 
 def sync_folder(folder: Path) -> None:

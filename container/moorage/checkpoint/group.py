@@ -6,6 +6,7 @@ group is used by one thread at a time: the main one, or the thread of a save, wh
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ USUAL = (
     AssertionError,
     EOFError,
     MemoryError,
+    pickle.PickleError,
 )
 """What torch and the system raise when work on one rank cannot be done; nothing that asks a process to end."""
 

@@ -92,7 +92,8 @@ def remove(checkpoint: Path) -> bool:
     if is_uploading(checkpoint):
         return False
     # Without its manifest it is no checkpoint any more: a crash below leaves nothing that looks whole.
-    (checkpoint / MANIFEST).unlink(missing_ok=True)
+    if (checkpoint / MANIFEST).is_file():
+        (checkpoint / MANIFEST).unlink()
     shutil.rmtree(checkpoint)
     return True
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
@@ -29,6 +30,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from moorage.checkpoint.durable import describe, read_bytes
 from moorage.checkpoint.layout import METADATA, is_data_name
+from moorage.errors import CheckpointError
 
 LARGEST = 1 << 30
 """Bytes of `.metadata` that are read at most; a chunk takes about 200."""
@@ -239,8 +241,21 @@ class SafeReader(FileSystemReader):
         return self._metadata
 
 
-def facts(metadata: Metadata) -> dict[str, TensorFacts]:
+def tensor_facts(metadata: Metadata) -> dict[str, TensorFacts]:
     return {
         name: TensorFacts(shape=tuple(tensor.size), dtype=tensor.properties.dtype)
         for name, tensor in _tensors(metadata).items()
     }
+
+
+def facts_of(name: str, stored: Mapping[str, TensorFacts]) -> TensorFacts:
+    """Raises CheckpointError for a tensor that the manifest counts on and the metadata does not have."""
+    if name not in stored:
+        raise CheckpointError(f"the checkpoint's manifest refers to a tensor {name!r:.200} that it does not hold")
+    return stored[name]
+
+
+def new_tensor(name: str, stored: Mapping[str, TensorFacts]) -> Tensor:
+    """Memory on the CPU for a tensor of the checkpoint. Raises CheckpointError when it has none of that name."""
+    facts = facts_of(name, stored)
+    return torch.empty(facts.shape, dtype=facts.dtype)

@@ -35,13 +35,15 @@ class ModuleState:
 def read_module(module: nn.Module) -> ModuleState:
     """Raises CheckpointError for a module whose state cannot be told by name."""
     rename = _Renaming(module)
+    # First, since it ends what a forward of FSDP2 left gathered: until then other tensors stand in for the parameters.
+    state = module.state_dict(keep_vars=True)
     own_parameters = {id(parameter) for parameter in module.parameters()}
     own = own_parameters | {id(buffer) for buffer in module.buffers()}
     tensors: dict[str, Tensor] = {}
     names: dict[int, str] = {}
     derived: dict[str, Any] = {}
     raw: dict[str, str] = {}
-    for given, value in module.state_dict(keep_vars=True).items():
+    for given, value in state.items():
         name = rename(given)
         if name in tensors or name in derived:
             raise CheckpointError(f"two parts of {type(module).__name__} have the name {name!r} without their wrappers")

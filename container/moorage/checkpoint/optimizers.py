@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from moorage.checkpoint.jsonable import decode, encode, tensor_names
 from moorage.checkpoint.manifest import JSON
-from moorage.checkpoint.metadata import TensorFacts
+from moorage.checkpoint.metadata import TensorFacts, facts_of, new_tensor
 from moorage.errors import CheckpointError
 
 
@@ -124,10 +124,10 @@ def prepare(
     for owner, encoded in content["state"].items():
         parameter, group = by_name[owner]
         for name in tensor_names(encoded):
-            targets[name] = state_target(name, stored[name], parameter, group, state.tensors.get(name))
+            targets[name] = state_target(name, facts_of(name, stored), parameter, group, state.tensors.get(name))
     for group in content["param_groups"]:
         for name in tensor_names(group["options"]):
-            targets[name] = torch.empty(stored[name].shape, dtype=stored[name].dtype)
+            targets[name] = new_tensor(name, stored)
     return targets
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from moorage.checkpoint import layout
 from moorage.checkpoint.agree import Completion, Held, Transfer, Version, completion, look, versions
-from moorage.checkpoint.durable import CHUNK, describe, problem, read_bytes, reading, sync_folder, write_bytes, writing
+from moorage.checkpoint.durable import describe, problem, read_bytes, write_bytes
 from moorage.checkpoint.group import Group
 from moorage.checkpoint.layout import BEST, MANIFEST, step_name
-from moorage.checkpoint.manifest import LARGEST, Entry, Manifest, ManifestError
+from moorage.checkpoint.manifest import LARGEST, Manifest, ManifestError
 from moorage.checkpoint.metadata import MetadataError, read_metadata
 from moorage.checkpoint.store import Store
+from moorage.checkpoint.transfer import receive_file, send_file
 from moorage.errors import CheckpointError
 
 
@@ -140,45 +138,10 @@ class Resume:
     def _transfer(self, manifest: Manifest, transfer: Transfer) -> str:
         folder, entry = self._folder(manifest), manifest.files[transfer.file]
         if self._group.rank == transfer.source:
-            return self._send(folder / transfer.file, entry, transfer.targets)
+            return send_file(folder / transfer.file, entry, transfer.targets, self._group)
         if self._group.rank not in transfer.targets:
             return ""
-        pieces = Pieces(self._group, transfer.source, entry.size)
-        try:
-            folder.mkdir(exist_ok=True)
-            with writing(folder / transfer.file) as file:
-                for piece in pieces:
-                    file.write(piece)
-            sync_folder(folder)
-        except OSError as error:
-            return f"{transfer.file}: {describe(error)}"
-        finally:
-            pieces.drain()
-        if (file.facts.size, file.facts.xxh3_128) != (entry.size, entry.xxh3_128):
-            (folder / transfer.file).unlink()
-            return f"{transfer.file}: changed while it was fetched"
-        return ""
-
-    def _send(self, path: Path, entry: Entry, targets: tuple[int, ...]) -> str:
-        # Always as many bytes as were promised: after an error zeros, which the receiver's hash tells apart.
-        reason = ""
-        buffer = torch.zeros(CHUNK, dtype=torch.uint8)
-        left = entry.size
-        try:
-            with reading(path) as file:
-                while left:
-                    piece = buffer[: min(left, CHUNK)]
-                    if os.readv(file.fileno(), [_view(piece)]) != len(piece):
-                        reason = f"{path.name}: changed while it was sent"
-                    for target in targets:
-                        self._group.send(piece, target)
-                    left -= len(piece)
-        except OSError as error:
-            reason = f"{path.name}: {describe(error)}"
-            for start in range(0, left, CHUNK):
-                for target in targets:
-                    self._group.send(buffer[: min(left - start, CHUNK)].zero_(), target)
-        return reason
+        return receive_file(folder / transfer.file, entry, transfer.source, self._group)
 
     def _write_manifest(self, manifest: Manifest, data: bytes) -> str:
         if not self._store.is_leader:
@@ -257,33 +220,6 @@ class Resume:
     def _say(self, level: int, text: str, *values: object) -> None:
         if self._group.rank == 0:
             self._log.log(level, text, *values)
-
-
-class Pieces:
-    """The pieces of a file that another rank sends; `drain` takes the rest, so that both stay in step."""
-
-    def __init__(self, group: Group, source: int, size: int) -> None:
-        self._group, self._source, self._left = group, source, size
-        self._buffer = torch.empty(min(size, CHUNK), dtype=torch.uint8)
-
-    def __iter__(self) -> Pieces:
-        return self
-
-    def __next__(self) -> memoryview:
-        if not self._left:
-            raise StopIteration
-        piece = self._buffer[: min(self._left, CHUNK)]
-        self._left -= len(piece)
-        self._group.receive(piece, self._source)
-        return _view(piece)
-
-    def drain(self) -> None:
-        for _ in self:
-            pass
-
-
-def _view(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.numpy())  # type: ignore[arg-type]
 
 
 def _listed(reasons: Mapping[str, str]) -> str:

@@ -62,5 +62,6 @@ class Staging:
                 torch.save(copy, cast(IO[bytes], file))
                 file.check()
                 places.append((start, file.position - start))
+            facts = file.finish()
         sync_folder(path.parent)
-        return Shard(name=path.name, host=host, facts=file.facts, places=tuple(places))
+        return Shard(name=path.name, host=host, facts=facts, places=tuple(places))

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from moorage.checkpoint import optimizers
 from moorage.checkpoint.jsonable import decode, encode, tensor_names
 from moorage.checkpoint.manifest import JSON
-from moorage.checkpoint.metadata import TensorFacts
+from moorage.checkpoint.metadata import TensorFacts, new_tensor
 from moorage.checkpoint.modules import ModuleState, read_module, write_derived
 from moorage.checkpoint.plan import Tensors
 from moorage.errors import CheckpointError
@@ -166,7 +166,7 @@ def _module_template(
     differences.unexpected += [f"{key}/{name}" for name in content["derived"] if name not in state.derived]
     for name in there & set(here):
         differences.different += _difference(name, here[name], stored[name])
-    return here | {name: torch.empty(stored[name].shape, dtype=stored[name].dtype) for name in derived}
+    return here | {name: new_tensor(name, stored) for name in derived}
 
 
 def _difference(name: str, tensor: Tensor, facts: TensorFacts) -> Iterator[str]:
@@ -185,10 +185,8 @@ def _object_template(
     encode(thing.state_dict(), key, current)
     found = {}
     for name in tensor_names(content["state"]):
-        facts, now = stored[name], current.get(name)
+        found[name], now = new_tensor(name, stored), current.get(name)
         # Not into what is there: load_state_dict may want to compare, or refuse.
-        if now is not None and tuple(now.shape) == facts.shape and now.dtype == facts.dtype:
+        if now is not None and now.shape == found[name].shape and now.dtype == found[name].dtype:
             found[name] = torch.empty_like(now)
-        else:
-            found[name] = torch.empty(facts.shape, dtype=facts.dtype)
     return found

@@ -1,0 +1,87 @@
+"""Files from one host to others over the group, in pieces, so that none is ever held in memory whole.
+
+Sender and receivers stay in step whatever happens: a file has as many bytes as its manifest says, and those who failed
+go on sending zeros, or throwing away. The hash at the end tells.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from moorage.checkpoint.durable import CHUNK, FileFacts, describe, reading, sync_folder, writing
+from moorage.checkpoint.group import Group
+
+
+def send_file(path: Path, facts: FileFacts, targets: Sequence[int], group: Group) -> str:
+    """Why it could not be sent as it should be, or empty."""
+    reason = ""
+    buffer = torch.zeros(min(CHUNK, facts.size), dtype=torch.uint8)
+    left = facts.size
+    try:
+        with reading(path) as file:
+            while left:
+                piece = buffer[: min(left, CHUNK)]
+                if os.readv(file.fileno(), [_view(piece)]) != len(piece):
+                    reason = f"{path.name}: changed while it was sent"
+                for target in targets:
+                    group.send(piece, target)
+                left -= len(piece)
+    except OSError as error:
+        reason = f"{path.name}: {describe(error)}"
+        buffer.zero_()
+        while left:
+            piece = buffer[: min(left, CHUNK)]
+            for target in targets:
+                group.send(piece, target)
+            left -= len(piece)
+    return reason
+
+
+def receive_file(path: Path, facts: FileFacts, source: int, group: Group) -> str:
+    """Write `path`, whole and verified, or nothing. Why it could not be, or empty."""
+    pieces = _Pieces(group, source, facts.size)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with writing(path) as file:
+            for piece in pieces:
+                file.write(piece)
+            found = file.finish()
+            if (found.size, found.xxh3_128) != (facts.size, facts.xxh3_128):
+                raise OSError("changed while it was fetched")
+        sync_folder(path.parent)
+    except OSError as error:
+        return f"{path.name}: {describe(error)}"
+    finally:
+        pieces.drain()
+    return ""
+
+
+class _Pieces:
+    """The pieces of a file that another rank sends."""
+
+    def __init__(self, group: Group, source: int, size: int) -> None:
+        self._group, self._source, self._left = group, source, size
+        self._buffer = torch.empty(min(size, CHUNK), dtype=torch.uint8)
+
+    def __iter__(self) -> _Pieces:
+        return self
+
+    def __next__(self) -> memoryview:
+        if not self._left:
+            raise StopIteration
+        piece = self._buffer[: min(self._left, CHUNK)]
+        self._left -= len(piece)
+        self._group.receive(piece, self._source)
+        return _view(piece)
+
+    def drain(self) -> None:
+        for _ in self:
+            pass
+
+
+def _view(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.numpy())  # type: ignore[arg-type]
