@@ -81,7 +81,8 @@ def _rank(sender: Connection, rank: int, world_size: int, folder: str, job: tupl
         body = getattr(_load(path), name)
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
         answer = (True, body(rank, *args))
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
     except BaseException:  # noqa: BLE001 - whatever it was, the test shows it
         answer = (False, traceback.format_exc())
     sender.send_bytes(pickle.dumps(answer))

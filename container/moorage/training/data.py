@@ -12,6 +12,7 @@ import logging
 import random
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -229,7 +230,10 @@ def make_iterable_loader(dataset: Any, *, batch_size: int, options: dict[str, An
 
     if options.get("num_workers"):
         options["worker_init_fn"] = init
-    return StatefulDataLoader(dataset, batch_size=batch_size, **options)
+    with warnings.catch_warnings():
+        # torchdata 0.11 calls a function that torch 2.13 has deprecated.
+        warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+        return StatefulDataLoader(dataset, batch_size=batch_size, **options)
 
 
 def is_iterable(dataset: Any) -> bool:

@@ -44,7 +44,7 @@ def start(**defaults: Any) -> Run:
     stop.install()
     config = _job(env, defaults)
     device = _device(place)
-    if "MASTER_ADDR" in env:
+    if "MASTER_ADDR" in env and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
             backend,
