@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 FULL = os.environ.get("MOORAGE_CHAOS") == "full"
@@ -16,6 +17,11 @@ JOB_VARIABLES = re.compile(
     r"|CUDA_VISIBLE_DEVICES|TRAINING_JOB_NAME"
 )
 """Variables of a job, which must come from the test and not from the shell that runs it."""
+
+
+# A test is not wrong because the machine is busy.
+hypothesis.settings.register_profile("moorage", deadline=None)
+hypothesis.settings.load_profile("moorage")
 
 
 @pytest.fixture(autouse=True, scope="session")

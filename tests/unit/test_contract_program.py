@@ -374,8 +374,8 @@ class TestFingerprint:
         assert not self.same(hosts)
 
     def test_files_do_not_run_together(self, hosts: tuple[Job, Job]) -> None:
-        hosts[0].code(a="bc", b="d")
-        hosts[1].code(a="b", b="cd")
+        hosts[0].code(a="b.py")
+        hosts[1].code(a="", b="")
         assert not self.same(hosts)
 
     def test_large_files_count_by_size(self, hosts: tuple[Job, Job]) -> None:

@@ -121,6 +121,8 @@ def test_json_is_searched_to_its_depth() -> None:
     assert shown["a"][0]["lr"] == 1
     assert json.loads(shown["b"]) == {"api_key": HIDDEN, "c": None}
     assert "x1" not in redacted("SM_HPS", json.dumps(value))
+    deeper = redact_value({"SM_HPS": json.dumps({"credentials": [{"user": "x4"}], "password": 'x5"x6'})})
+    assert json.loads(deeper["SM_HPS"]) == {"credentials": HIDDEN, "password": HIDDEN}
 
 
 def test_command_lines() -> None:

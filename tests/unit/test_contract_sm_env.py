@@ -153,24 +153,40 @@ def test_files_that_the_toolkit_itself_dies_of(job: Job, name: str, content: Any
     assert built(job)["SM_MODEL_DIR"] == str(job.base / "model")
 
 
-def test_nothing_is_left_behind(job: Job, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
-    job.hyperparameters(api_key="hunter22")
+CONTAINED = """
+import os, sys
+import boto3
+from pathlib import Path
+from jobs import Job
+from moorage.contract.sm_env import environment
+
+job, other = Job(Path(sys.argv[1])), Job(Path(sys.argv[2]))
+before = dict(os.environ)
+for each in (job, other):
+    assert environment(each.config(), None, each.env)["SM_MODEL_DIR"] == f"{each.base}/model"
+assert dict(os.environ) == before
+assert sys.modules["boto3"] is boto3
+assert "sagemaker_training.environment" not in sys.modules
+from sagemaker_training import environment as theirs
+assert theirs.boto3 is boto3, "a stand-in is left for others"
+assert theirs.model_dir == f"{before['SAGEMAKER_BASE_DIR']}/model", "constants of a job are left for others"
+"""
+
+
+def test_nothing_is_left_behind(job: Job, tmp_path: Path) -> None:
     (job.base / "code/train.py").unlink()
     (job.base / "code").rmdir()
-    before = dict(os.environ), set(sys.modules) & {"boto3", "sagemaker_training.environment"}
     files = sorted(job.base.rglob("*"))
-    one = environment(job.config(), None, job.env)
-    other = Job(job.base.parent / "other")
-    two = environment(other.config(), None, other.env)
-    assert (dict(os.environ), set(sys.modules) & {"boto3", "sagemaker_training.environment"}) == before
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "SAGEMAKER_BASE_DIR": str(tmp_path / "third")}
+    subprocess.run([sys.executable, "-c", CONTAINED, job.base, tmp_path / "other"], env=env, check=True)
     assert sorted(job.base.rglob("*")) == files, "the toolkit creates the code folder"
-    assert (one["SM_MODEL_DIR"], two["SM_MODEL_DIR"]) == (str(job.base / "model"), str(other.base / "model"))
-    assert "hunter22" not in caplog.text
-    import boto3
-    from sagemaker_training.environment import boto3 as theirs
 
-    assert boto3 is theirs, "no stand-in is left for others"
+
+def test_hyperparameters_are_not_logged_by_the_toolkit(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    job.hyperparameters(api_key="hunter22")
+    assert built(job)["SM_HP_API_KEY"] == "hunter22"
+    assert "hunter22" not in caplog.text
 
 
 def test_a_missing_toolkit_is_said(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,3 +133,11 @@ def test_an_object_that_is_no_archive(job: Job, s3: Any, endpoint: str) -> None:
     job.env["AWS_ENDPOINT_URL_S3"] = endpoint
     with pytest.raises(ProgramError, match="must be a whole"):
         prepare(job.config(), job.env)
+
+
+def test_an_object_too_large_is_not_fetched(job: Job, s3: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moorage.contract.source.MAX_BYTES", 10)
+    s3.put_object(Bucket="bucket", Key="jobs/code.tar.gz", Body=b"x" * 11)
+    job.env["AWS_ENDPOINT_URL_S3"] = endpoint
+    with pytest.raises(ProgramError, match="has 11 bytes"):
+        prepare(job.config(), job.env)

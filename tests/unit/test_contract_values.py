@@ -94,7 +94,13 @@ def test_a_word_stays_a_string_where_a_string_is_wanted() -> None:
     ]  # fmt: skip
 
 
-@given(value=st.booleans() | st.integers() | st.floats(allow_nan=False) | st.none() | st.lists(st.integers()))
+@given(
+    value=st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.none()
+    | st.lists(st.integers())
+)
 def test_json_and_python_text_mean_the_same(value: Any) -> None:
     for encode in CLIENTS:
         assert decode(encode(value)) == value

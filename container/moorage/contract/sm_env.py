@@ -1,8 +1,9 @@
 """The SM_* environment of a program, as the official toolkit gives it, built once behind this adapter.
 
 `sagemaker_training.environment` reads SAGEMAKER_BASE_DIR when it is imported, creates the code folder, sets variables
-in os.environ, and logs hyperparameters. None of that is seen outside: it is imported over a folder of its own, its
-constants are then moved to the job's, and os.environ and sys.modules are put back.
+in os.environ, and logs the hyperparameters that it reads. None of that is seen outside: it is imported over a folder of
+its own, its constants are then moved to the job's, it is given what it would read, and os.environ and sys.modules are
+put back.
 """
 
 from __future__ import annotations
@@ -137,8 +138,6 @@ def _borrowed_environ(env: Mapping[str, str]) -> Iterator[os._Environ[str]]:
 @contextlib.contextmanager
 def _toolkit(base: Path, env: Mapping[str, str]) -> Iterator[ModuleType]:
     """The toolkit's module with the job's folders, while os.environ is borrowed."""
-    # It reports every hyperparameter that is not JSON, value included.
-    logging.getLogger("sagemaker-training-toolkit").setLevel(logging.ERROR)
     before = {name: sys.modules.pop(name, None) for name in (_MODULE, "boto3")}
     region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION")
     # boto3 takes twice as long to import as all the rest, and serves to look up the region.
