@@ -38,7 +38,7 @@ class Link(Protocol):
 
     on_message: Callable[[Message], None]
     on_lost: Callable[[Failure], None]
-    on_connected: Callable[[], None]
+    on_connected: Callable[[], object]
 
     def open(self) -> None: ...
 
@@ -55,7 +55,7 @@ class FirstHost:
     def __init__(self, loop: Loop, config: JobConfig, agreement: Agreement) -> None:
         self.on_message: Callable[[Message], None] = lambda message: None
         self.on_lost: Callable[[Failure], None] = lambda failure: None
-        self.on_connected: Callable[[], None] = lambda: None
+        self.on_connected: Callable[[], object] = lambda: None
         self._loop, self._config, self._agreement = loop, config, agreement
         self._host, *self._others = config.hosts
         self._wires: dict[str, Wire] = {}
@@ -172,12 +172,13 @@ class OtherHost:
     def __init__(self, loop: Loop, config: JobConfig) -> None:
         self.on_message: Callable[[Message], None] = lambda message: None
         self.on_lost: Callable[[Failure], None] = lambda failure: None
-        self.on_connected: Callable[[], None] = lambda: None
+        self.on_connected: Callable[[], object] = lambda: None
         self._loop, self._config = loop, config
         self._first = config.hosts[0]
         self._instance = secrets.token_hex(8)
         self._token = job_token(config)
         self._wire: Wire | None = None
+        self._dialer: Dialer | None = None
         self._welcome = self._was_in = self._started = self._over = False
         self._heard_at = 0.0
         self._pulse = Pulse()
@@ -196,16 +197,19 @@ class OtherHost:
 
     def leave(self) -> None:
         self._over = True
+        if self._dialer is not None:
+            self._dialer.cancel()
         if self._wire is not None:
-            self._wire.close(flush=True)
-            until = time.monotonic() + LAST_WORDS
             wire = self._wire
-            self._loop.after(LAST_WORDS, lambda: None)
-            self._loop.run(lambda: not wire.is_open or time.monotonic() >= until)
+            wire.close(flush=True)
+            self._loop.run(lambda: not wire.is_open)  # bounded by LAST_FLUSH
 
     def _dial(self) -> None:
         port = self._config.settings.control_port
-        Dialer(self._first, port, self._join_by, lambda result: self._loop.soon(lambda: self._dialled(result))).start()
+        if not self._over:
+            self._dialer = Dialer(
+                self._first, port, self._join_by, lambda result: self._loop.soon(lambda: self._dialled(result))
+            )
 
     def _dialled(self, result: socket.socket | str) -> None:
         if self._over:
@@ -324,22 +328,35 @@ class Dialer:
     def __init__(self, host: str, port: int, deadline: float, done: Callable[[socket.socket | str], None]) -> None:
         """done: called in that thread with the socket, or with what went wrong last."""
         self._host, self._port, self._deadline, self._done = host, port, deadline, done
-
-    def start(self) -> None:
+        self._cancelled = threading.Event()
+        self._handing_over = threading.Lock()
         threading.Thread(target=self._run, name="dial", daemon=True).start()
 
+    def cancel(self) -> None:
+        """`done` is not called any more."""
+        with self._handing_over:
+            self._cancelled.set()
+
     def _run(self) -> None:
+        result = self._connect()
+        with self._handing_over:
+            if not self._cancelled.is_set():
+                self._done(result)
+            elif not isinstance(result, str):
+                result.close()
+
+    def _connect(self) -> socket.socket | str:
         pause, trouble = _FIRST_PAUSE, "no time was left to try"
         while time.monotonic() < self._deadline:
             try:
-                self._done(socket.create_connection((self._host, self._port), timeout=CONNECT_WITHIN))
-                return
+                return socket.create_connection((self._host, self._port), timeout=CONNECT_WITHIN)
             except (OSError, UnicodeError) as error:
                 trouble = f"{self._host}:{self._port}: {getattr(error, 'strerror', None) or error}"
             # Jitter, so that a hundred hosts started together do not come together.
-            time.sleep(min(random.uniform(0.5, 1.0) * pause, max(0.0, self._deadline - time.monotonic())))
+            if self._cancelled.wait(min(random.uniform(0.5, 1.0) * pause, max(0.0, self._deadline - time.monotonic()))):
+                break
             pause = min(2 * pause, _LONGEST_PAUSE)
-        self._done(trouble)
+        return trouble
 
 
 def _refused(first: str, why: str) -> ClusterError:

@@ -93,7 +93,7 @@ class Door:
         wire.on_message = lambda message: self._hello(wire, message, peer)
         wire.on_closed = lambda reason: self._gone(wire, f"{peer}: {reason}")
         self._waiting[wire] = self._loop.after(
-            HELLO_WITHIN, lambda: self._send_away(wire, f"{peer} said nothing for {HELLO_WITHIN:.0f} s")
+            HELLO_WITHIN, lambda: self._send_away(wire, f"{peer} did not say hello within {HELLO_WITHIN:.0f} s")
         )
 
     def _hello(self, wire: Wire, message: Message, peer: str) -> None:

@@ -87,6 +87,8 @@ class Loop:
             self._ring()
 
     def close(self) -> None:
+        """Call what was to come soon, so that nothing another thread handed over is left behind."""
+        self._call()
         if self._on_signal:
             signal.set_wakeup_fd(-1)
         self._selector.close()
@@ -114,5 +116,8 @@ class Loop:
             received = set()
         for number in sorted(received & self._on_signal.keys(), key=lambda n: _ORDER.get(n, 2)):  # type: ignore[call-overload]
             self._on_signal[number]()
+        self._call()
+
+    def _call(self) -> None:
         for _ in range(len(self._calls)):
             self._calls.popleft()()
