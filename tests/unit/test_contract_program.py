@@ -324,7 +324,9 @@ def test_the_program_runs_as_planned(job: Job, ready: Any) -> None:
     job.hyperparameters(x=hostile)
     for name in ("src/go.py", "src.go"):
         program = ready(name, python=sys.executable)
-        run = subprocess.run(program.argv, cwd=program.cwd, env=dict(program.env), capture_output=True, check=True)
+        run = subprocess.run(
+            program.argv, cwd=program.cwd, env=dict(program.env), capture_output=True, text=True, check=True
+        )
         argv, cwd, _ = json.loads(run.stdout)
         assert argv[1:] == ["-x", hostile]
         assert cwd == str(job.base / "code")

@@ -18,7 +18,7 @@ from moorage.contract.secrets import HIDDEN
 from moorage.contract.sm_env import MAX_STRING, environment, for_log
 from moorage.errors import ConfigError
 
-RESOURCE = {
+RESOURCE: dict[str, Any] = {
     "current_host": "algo-2",
     "current_instance_type": "ml.g5.xlarge",
     "current_group_name": "b",
@@ -63,7 +63,7 @@ def built(job: Job) -> dict[str, str]:
 
 def test_the_values_are_those_of_the_toolkit(job: Job) -> None:
     """Its own, made in a process of its own, for a job whose hosts it was given sorted."""
-    groups = [dict(group, hosts=sorted(group["hosts"])) for group in RESOURCE["instance_groups"]]  # type: ignore[call-overload]
+    groups = [dict(group, hosts=sorted(group["hosts"])) for group in RESOURCE["instance_groups"]]
     job.write("resourceconfig", {**RESOURCE, "hosts": ["algo-1", "algo-2", "algo-3"], "instance_groups": groups})
     program = (
         "import json; from sagemaker_training.environment import Environment as E; print(json.dumps(E().to_env_vars()))"
