@@ -92,7 +92,12 @@ class LogPump:
         self._closing = True
         self._wake()
         self._thread.join(timeout)
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            return False
+        self._selector.close()
+        self._wake_read.close()
+        self._wake_write.close()
+        return True
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # it has been woken more often than it could look
