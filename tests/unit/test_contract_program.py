@@ -36,7 +36,8 @@ def ready(job: Job, baked: Path, tmp_path: Path) -> Any:
     here.mkdir()
 
     def ready(*argv: str, **kwargs: Any) -> Program:
-        return prepare(job.config(), job.env, argv, **{"python": "python", "baked": baked, "here": here, **kwargs})
+        usual = {"python": "python", "baked": baked, "here": here, "scratch": tmp_path}
+        return prepare(job.config(), job.env, argv, **{**usual, **kwargs})
 
     return ready
 
@@ -88,18 +89,19 @@ def test_script_mode(job: Job, ready: Any, tmp_path: Path, kind: str, source: st
     assert source in program.description
 
 
-def test_unpacked_code_goes_with_the_process(job: Job, tmp_path: Path) -> None:
+def test_an_archive_is_unpacked_where_the_caller_cleans_up(job: Job, ready: Any, tmp_path: Path) -> None:
     job.code(train="")
-    archive = packed(job.base / "code", tmp_path / "code.tar.gz")
-    text = (
-        "import sys; from jobs import Job; from pathlib import Path; from moorage.contract.program import prepare\n"
-        f"job = Job(Path({str(job.base)!r})); job.env['SAGEMAKER_SUBMIT_DIRECTORY'] = {str(archive)!r}\n"
-        "print(prepare(job.config(), job.env).code)"
-    )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
-    run = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, env=env, check=True)
-    assert run.stdout.startswith(f"{tmp_path}/moorage-code-")
-    assert not Path(run.stdout.strip()).exists()
+    job.env["SAGEMAKER_SUBMIT_DIRECTORY"] = str(packed(job.base / "code", tmp_path / "code.tar.gz"))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    one, two = ready(scratch=scratch), ready(scratch=scratch)
+    assert one.code.parent == two.code.parent == scratch
+    assert one.code != two.code
+    assert one.fingerprint == two.fingerprint
+    (tmp_path / "code.tar.gz").write_bytes(b"")
+    with pytest.raises(ProgramError):
+        ready(scratch=scratch)
+    assert sorted(scratch.iterdir()) == sorted((one.code, two.code)), "nothing is left of one that cannot be unpacked"
 
 
 def test_the_places_in_their_order(job: Job, ready: Any, baked: Path) -> None:

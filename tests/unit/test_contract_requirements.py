@@ -257,7 +257,8 @@ def index() -> Iterator[DeafIndex]:
     index.socket.close()
 
 
-def test_a_stop_ends_pip_too(venv: Venv, index: DeafIndex, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", ["signal handler that raises", "group killed"])
+def test_a_stop_ends_pip_too(venv: Venv, index: DeafIndex, stop: str) -> None:
     del venv.env["PIP_NO_INDEX"]
     venv.env |= {"PIP_INDEX_URL": index.url, "PIP_DEFAULT_TIMEOUT": "600"}
     (venv.code / "requirements.txt").write_text("no-such-package")
@@ -267,9 +268,12 @@ def test_a_stop_ends_pip_too(venv: Venv, index: DeafIndex, tmp_path: Path) -> No
         "signal.signal(signal.SIGTERM, stop)\n"
         f"install(Path({str(venv.code)!r}), {venv.env!r}, python={venv.python!r})"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, start_new_session=True) as process:
         assert index.asked.wait(20), "pip never asked"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 143
+        if stop == "group killed":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == (-signal.SIGKILL if stop == "group killed" else 143)
         assert index.gone.wait(10), "pip is still waiting for its index"
     assert (venv.site / "moorage-requirements").read_text() == ""

@@ -68,7 +68,7 @@ def archive(text: str) -> bytes:
 def test_the_program_comes_from_s3(job: Job, s3: Any, endpoint: str, variable: str) -> None:
     s3.put_object(Bucket="bucket", Key="jobs/code.tar.gz", Body=archive("print(1)"))
     job.env[variable] = endpoint
-    program = prepare(job.config(), job.env)
+    program = prepare(job.config(), job.env, scratch=job.base.parent)
     assert (program.code / "train.py").read_text() == "print(1)"
     assert [path.name for path in program.code.iterdir()] == ["train.py"]
     assert not program.code.is_relative_to(job.base)
@@ -76,7 +76,7 @@ def test_the_program_comes_from_s3(job: Job, s3: Any, endpoint: str, variable: s
 
 def fails(job: Job) -> str:
     with pytest.raises(ProgramError) as caught:
-        prepare(job.config(), job.env)
+        prepare(job.config(), job.env, scratch=job.base.parent)
     message = str(caught.value)
     assert "hunter22" not in message
     assert "hyperparameter sagemaker_submit_directory" in message
@@ -132,7 +132,7 @@ def test_an_object_that_is_no_archive(job: Job, s3: Any, endpoint: str) -> None:
     s3.put_object(Bucket="bucket", Key="jobs/code.tar.gz", Body=json.dumps({}).encode())
     job.env["AWS_ENDPOINT_URL_S3"] = endpoint
     with pytest.raises(ProgramError, match="must be a whole"):
-        prepare(job.config(), job.env)
+        prepare(job.config(), job.env, scratch=job.base.parent)
 
 
 def test_an_object_too_large_is_not_fetched(job: Job, s3: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,4 +140,4 @@ def test_an_object_too_large_is_not_fetched(job: Job, s3: Any, endpoint: str, mo
     s3.put_object(Bucket="bucket", Key="jobs/code.tar.gz", Body=b"x" * 11)
     job.env["AWS_ENDPOINT_URL_S3"] = endpoint
     with pytest.raises(ProgramError, match="has 11 bytes"):
-        prepare(job.config(), job.env)
+        prepare(job.config(), job.env, scratch=job.base.parent)

@@ -62,15 +62,17 @@ def prepare(
     python: str = sys.executable,
     baked: Path = BAKED,
     here: Path | None = None,
+    scratch: Path | None = None,
 ) -> Program:
     """The job's program, fetched and checked. argv: PROGRAM and its ARGS where `train` was given any.
 
     The hyperparameters come first in its arguments, so that ARGS win. python: the interpreter of the ranks; here: the
-    folder that a PROGRAM is relative to, the current one if None. Raises ProgramError, and ConfigError for
-    hyperparameters that cannot be arguments.
+    folder that a PROGRAM is relative to, the current one if None; scratch: where an archive is unpacked, the folder of
+    temporary files if None, where it stays. Raises ProgramError, and ConfigError for hyperparameters that cannot be
+    arguments.
     """
     args = arguments(config.hyperparameters)
-    places, submitted = _places(config, env, baked)
+    places, submitted = _places(config, env, baked, scratch)
     cwd = None
     if argv:
         name, rest, module = _command_line(argv)
@@ -113,11 +115,11 @@ class _Place:
             raise ProgramError(f"cannot read the code folder {self.folder}", why=str(error.strerror)) from None
 
 
-def _places(config: JobConfig, env: Mapping[str, str], baked: Path) -> tuple[list[_Place], bool]:
+def _places(config: JobConfig, env: Mapping[str, str], baked: Path, scratch: Path | None) -> tuple[list[_Place], bool]:
     """Every folder that holds code, and whether the job submitted one, which is then the only one."""
     location, setting = source.setting(config, env, "sagemaker_submit_directory")
     if location:
-        folder = source.fetch(location, setting, config, env)
+        folder = source.fetch(location, setting, config, env, scratch)
         return [_Place(folder=folder.resolve(), reason=f"submitted by {setting}")], True
     usual = {
         config.paths.code: "the job's code folder",

@@ -144,7 +144,7 @@ def _run_pip(file: Path, lines: Sequence[_Line], env: Mapping[str, str], python:
 
 @contextlib.contextmanager
 def _process(command: Sequence[str], cwd: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A process in a session of its own, which does not outlive this block, nor do its children."""
+    """A process that does not outlive this block. In the caller's group, so that whoever kills that kills it too."""
     process = subprocess.Popen(
         command,
         cwd=cwd,
@@ -154,29 +154,27 @@ def _process(command: Sequence[str], cwd: Path, env: Mapping[str, str]) -> Itera
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=True,
     )
-    try:
-        yield process
-    finally:
-        _end(process)
-
-
-def _end(process: subprocess.Popen[str], grace: float = 3.0) -> None:
     assert process.stdout is not None
-    process.stdout.close()
-    if process.poll() is None:
-        _signal_group(process, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(grace)
-    _signal_group(process, signal.SIGKILL)
-    process.wait()
+    with process.stdout:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                _kill_tree(process.pid)
+            process.wait()
 
 
-def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:
-    # Nobody is left of the group, which is what was wanted.
+def _kill_tree(pid: int) -> None:
+    """SIGKILL: pip has nothing to save, and Python dies of SIGTERM without cleaning up just the same."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        children = []
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+        os.kill(pid, signal.SIGKILL)
+    for child in children:
+        _kill_tree(int(child))
 
 
 def _failed(file: Path, code: int, output: Sequence[str], torch: str) -> RequirementsError:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import json
 import logging
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,10 +45,10 @@ def unquoted(text: str) -> str:
     return text
 
 
-def fetch(location: str, who: str, config: JobConfig, env: Mapping[str, str]) -> Path:
-    """The folder with the code at `location`. Archives go to a fresh temporary folder. Raises ProgramError."""
+def fetch(location: str, who: str, config: JobConfig, env: Mapping[str, str], scratch: Path | None = None) -> Path:
+    """The folder with the code at `location`. An archive goes to a fresh folder in `scratch`. Raises ProgramError."""
     if location.startswith("s3://"):
-        return _from_s3(location, who, _client_options(config, env))
+        return _from_s3(location, who, _client_options(config, env), scratch)
     if "://" in location and not location.startswith("file://"):
         raise ProgramError(
             f"{who}: cannot fetch code from {redact(location)!r}",
@@ -59,18 +58,19 @@ def fetch(location: str, who: str, config: JobConfig, env: Mapping[str, str]) ->
     if path.is_dir():
         return path
     if path.is_file():
-        return _unpacked(path)
+        return _unpacked(path, scratch)
     raise ProgramError(
         f"{who}: there is no folder or archive {redact(str(path))!r}",
         fix="give a folder, a tar.gz, or s3://bucket/key.tar.gz",
     )
 
 
-def _unpacked(archive: Path) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="moorage-code-"))
-    # Gone with this process; in a container nobody would notice, but `train` also runs by hand.
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    extract(archive, folder)
+def _unpacked(archive: Path, scratch: Path | None) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="moorage-code-", dir=scratch))
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(folder.rmdir)
+        extract(archive, folder)
+        on_error.pop_all()
     return folder
 
 
@@ -86,7 +86,7 @@ def _client_options(config: JobConfig, env: Mapping[str, str]) -> dict[str, Any]
     return {name: value for name, value in given.items() if value}
 
 
-def _from_s3(location: str, who: str, options: Mapping[str, Any]) -> Path:
+def _from_s3(location: str, who: str, options: Mapping[str, Any], scratch: Path | None) -> Path:
     # Imported here: most jobs have their code on disk, and boto3 costs a seventh of a second.
     import boto3
     from botocore.config import Config
@@ -115,7 +115,7 @@ def _from_s3(location: str, who: str, options: Mapping[str, Any]) -> Path:
             raise _unreachable(bucket, key, who, error) from None
         if size > MAX_BYTES:
             raise ProgramError(f"{who}: s3://{bucket}/{key} has {size} bytes", why=f"code may have {MAX_BYTES}")
-        return _unpacked(archive)
+        return _unpacked(archive, scratch)
 
 
 def _refused(bucket: str, key: str, who: str, response: Mapping[str, Any]) -> ProgramError:
