@@ -39,11 +39,17 @@ def decide(cause: Failure, *, made: int, most: int, progressed: bool) -> Decisio
 
 
 def folder_state(folder: Path) -> str:
-    """Changes when a program saves something. The ledger and the marks of the platform's upload do not count."""
+    """Changes when a program saves something. What is unfinished, the marks of the platform's upload, and the ledger
+    do not count.
+    """
     digest = hashlib.blake2b(digest_size=16)
     own = str(folder / ledger.FOLDER)
     for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if os.path.join(parent, name) != own)  # noqa: PTH118
+        folders[:] = sorted(
+            name
+            for name in folders
+            if ".sagemaker-" not in name and os.path.join(parent, name) != own  # noqa: PTH118
+        )
         for name in sorted(files):
             if ".sagemaker-" in name:
                 continue
