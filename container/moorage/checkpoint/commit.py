@@ -101,12 +101,12 @@ class Commit:
             for action in actions:
                 action()
         except OSError as error:
-            reason = describe(error)
+            reason = f"{describe(error)} in {self._store.folder}"
         except (RuntimeError, ValueError, TypeError, MemoryError) as error:
             reason = f"{type(error).__name__}: {error}"
         for rank, found in enumerate(self._group.gather(reason)):
             if found:
-                return f"{found} on {self._store.hosts[rank]} (rank {rank}), folder {self._store.folder}"
+                return f"{found} on {self._store.hosts[rank]} (rank {rank})"
         return ""
 
     def _make_folder(self) -> None:

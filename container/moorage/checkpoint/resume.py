@@ -8,11 +8,12 @@ from pathlib import Path
 
 from moorage.checkpoint import layout
 from moorage.checkpoint.agree import Completion, Held, Transfer, Version, completion, look, versions
-from moorage.checkpoint.durable import describe, problem, read_bytes, write_bytes
+from moorage.checkpoint.durable import describe, digest, problem, read_bytes, write_bytes
 from moorage.checkpoint.group import Group
-from moorage.checkpoint.layout import BEST, MANIFEST, step_name
+from moorage.checkpoint.layout import MANIFEST, step_name
 from moorage.checkpoint.manifest import LARGEST, Manifest, ManifestError
 from moorage.checkpoint.metadata import MetadataError, read_metadata
+from moorage.checkpoint.retention import mark_best
 from moorage.checkpoint.store import Store
 from moorage.checkpoint.transfer import receive_file, send_file
 from moorage.errors import CheckpointError
@@ -80,19 +81,18 @@ class Resume:
         plan = completion(manifest.files, self._problems(manifest), self._names())
         if plan.missing:
             return None, _listed(plan.missing)
-        if reason := self._complete(manifest, data, plan):
-            return None, reason
-        sizes = {name: entry.size for name, entry in manifest.files.items()}
+        reason = self._complete(manifest, data, plan) or self._by_host(
+            self._group.gather(self._unreadable_metadata(manifest))
+        )
+        return (None, reason) if reason else (manifest, "")
 
-        def parse() -> str:
-            try:
-                if self._store.is_leader:
-                    read_metadata(self._folder(manifest), sizes)
-            except MetadataError as error:
-                return f".metadata: {error}"
-            return ""
-
-        return self._verdict(manifest, self._group.gather(parse()))
+    def _unreadable_metadata(self, manifest: Manifest) -> str:
+        try:
+            if self._store.is_leader:
+                read_metadata(self._folder(manifest), {name: entry.size for name, entry in manifest.files.items()})
+        except MetadataError as error:
+            return f".metadata: {error}"
+        return ""
 
     def _manifest_of(self, version: Version) -> tuple[bytes, Manifest | None, str]:
         source = version.holders[0]
@@ -120,49 +120,57 @@ class Resume:
         return merged
 
     def _complete(self, manifest: Manifest, data: bytes, plan: Completion) -> str:
-        """Bring every store to hold everything. Why it could not be done, or empty."""
-        reason = ""
+        """Bring every store to hold everything. Why the checkpoint does not allow it, or empty.
+
+        Raises CheckpointError when a store cannot be written: going back a step would mend nothing, and give up a
+        checkpoint that is whole.
+        """
+        reason, failure = "", ""
+        names = self._names()
         for transfer in plan.transfers:
-            names = self._names()
             self._say(
                 logging.INFO, "%s/%s: fetched by %s from %s, where it is whole", manifest.name, transfer.file,
                 ", ".join(names[target] for target in transfer.targets), names[transfer.source],
             )  # fmt: skip
             # Those who failed go on, so that the others are not left waiting in the middle of a file.
-            reason = self._transfer(manifest, transfer) or reason
-        reasons = self._group.gather(reason)
-        if any(reasons):
-            return self._verdict(manifest, reasons)[1]
-        return self._verdict(manifest, self._group.gather(self._write_manifest(manifest, data)))[1]
+            try:
+                reason = self._transfer(manifest, transfer) or reason
+            except OSError as error:
+                failure = f"{transfer.file}: {describe(error)}"
+        try:
+            if not reason and not failure and self._store.is_leader:
+                self._write_manifest(manifest, data)
+        except OSError as error:
+            failure = f"{MANIFEST}: {describe(error)}"
+        self._raise_any(manifest, self._group.gather(failure))
+        return self._by_host(self._group.gather(reason))
+
+    def _raise_any(self, manifest: Manifest, failures: list[str]) -> None:
+        if any(failures):
+            raise CheckpointError(
+                f"checkpoint {manifest.name} is whole among the hosts, but cannot be put together on each",
+                why=self._by_host(failures),
+                fix="give the checkpoint folder more room: every host holds all of it when it resumes",
+            )
 
     def _transfer(self, manifest: Manifest, transfer: Transfer) -> str:
-        folder, entry = self._folder(manifest), manifest.files[transfer.file]
+        path, entry = self._folder(manifest) / transfer.file, manifest.files[transfer.file]
         if self._group.rank == transfer.source:
-            return send_file(folder / transfer.file, entry, transfer.targets, self._group)
-        if self._group.rank not in transfer.targets:
-            return ""
-        return receive_file(folder / transfer.file, entry, transfer.source, self._group)
-
-    def _write_manifest(self, manifest: Manifest, data: bytes) -> str:
-        if not self._store.is_leader:
-            return ""
-        folder = self._folder(manifest)
-        marked = any(found[manifest.step].best for found in self._held.values() if manifest.step in found)
-        try:
-            if marked and not (folder / BEST).exists():
-                write_bytes(folder / BEST, b"")
-            held = self._held[self._group.rank].get(manifest.step)
-            if held is None or not held.manifest or read_bytes(folder / MANIFEST, limit=LARGEST) != data:
-                write_bytes(folder / MANIFEST, data)
-        except OSError as error:
-            return f"{MANIFEST}: {describe(error)}"
+            return send_file(path, entry, transfer.targets, self._group)
+        if self._group.rank in transfer.targets:
+            return receive_file(path, entry, transfer.source, self._group)
         return ""
 
-    def _verdict(self, manifest: Manifest, reasons: list[str]) -> tuple[Manifest | None, str]:
-        by_host = {self._store.hosts[rank]: reason for rank, reason in enumerate(reasons) if reason}
-        return (
-            (None, "; ".join(f"on {host}: {reason}" for host, reason in by_host.items())) if by_host else (manifest, "")
-        )
+    def _write_manifest(self, manifest: Manifest, data: bytes) -> None:
+        folder = self._folder(manifest)
+        if any(found[manifest.step].best for found in self._held.values() if manifest.step in found):
+            mark_best(self._store.folder, manifest.step)
+        if self._held[self._group.rank].get(manifest.step, Held()).manifest != digest(data):
+            write_bytes(folder / MANIFEST, data)
+
+    def _by_host(self, reasons: list[str]) -> str:
+        found = {self._store.hosts[rank]: reason for rank, reason in enumerate(reasons) if reason}
+        return "; ".join(f"on {host}: {reason}" for host, reason in found.items())
 
     def _unreadable(self, refused: Mapping[int, str]) -> dict[int, str]:
         """Steps with a manifest on some store that no store can read."""

@@ -42,7 +42,10 @@ def send_file(path: Path, facts: FileFacts, targets: Sequence[int], group: Group
 
 
 def receive_file(path: Path, facts: FileFacts, source: int, group: Group) -> str:
-    """Write `path`, whole and verified, or nothing. Why it could not be, or empty."""
+    """Write `path`, whole and verified, or nothing. Empty, or why what came is not the file.
+
+    Raises OSError when it cannot be written here, once everything has come.
+    """
     pieces = _Pieces(group, source, facts.size)
     try:
         path.parent.mkdir(exist_ok=True)
@@ -51,13 +54,17 @@ def receive_file(path: Path, facts: FileFacts, source: int, group: Group) -> str
                 file.write(piece)
             found = file.finish()
             if (found.size, found.xxh3_128) != (facts.size, facts.xxh3_128):
-                raise OSError("changed while it was fetched")
+                raise _Changed
         sync_folder(path.parent)
-    except OSError as error:
-        return f"{path.name}: {describe(error)}"
+    except _Changed:
+        return f"{path.name}: changed while it was fetched"
     finally:
         pieces.drain()
     return ""
+
+
+class _Changed(Exception):
+    """Nothing is to be left of a file that came in another form than its manifest has it."""
 
 
 class _Pieces:
