@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,39 +124,41 @@ def _refuse_other_torch(lines: Iterable[_Line], installed: str) -> None:
 def _run_pip(file: Path, lines: Sequence[_Line], env: Mapping[str, str], python: str, torch: str) -> None:
     secrets = _secrets(env, lines)
     output: list[str] = []
-    with tempfile.NamedTemporaryFile("w", prefix="moorage-constraints-", suffix=".txt") as constraints:
-        constraints.write(f"torch=={torch}\n" if torch else "")
-        constraints.flush()
-        command = [python, "-m", "pip", "install", "--requirement", str(file), "--constraint", constraints.name]
-        options = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off", "--root-user-action", "ignore"]
-        with _process([*command, *options], file.parent, env) as pip:
-            assert pip.stdout is not None
-            for raw in pip.stdout:
-                line = redact(raw.rstrip(), secrets)
-                output.append(line)
-                known = line.startswith(("Requirement already satisfied", "Looking in"))
-                log.log(logging.DEBUG if known else logging.INFO, "pip: %s", line)
-            code = pip.wait()
+    command = [python, "-m", "pip", "install", "--requirement", str(file), "--constraint", "/dev/stdin"]
+    options = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off", "--root-user-action", "ignore"]
+    with _process([*command, *options], file.parent, env, f"torch=={torch}\n" if torch else "") as pip:
+        assert pip.stdout is not None
+        for raw in pip.stdout:
+            line = redact(raw.rstrip(), secrets)
+            output.append(line)
+            known = line.startswith(("Requirement already satisfied", "Looking in"))
+            log.log(logging.DEBUG if known else logging.INFO, "pip: %s", line)
+        code = pip.wait()
     if code:
         raise _failed(file, code, output, torch)
 
 
 @contextlib.contextmanager
-def _process(command: Sequence[str], cwd: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A process that does not outlive this block. In the caller's group, so that whoever kills that kills it too."""
+def _process(command: Sequence[str], cwd: Path, env: Mapping[str, str], text: str) -> Iterator[subprocess.Popen[str]]:
+    """A process with `text` on its standard input, which does not outlive this block.
+
+    In the caller's process group, so that whoever kills that kills it too.
+    """
     process = subprocess.Popen(
         command,
         cwd=cwd,
         env={**env, "PYTHONUNBUFFERED": "1"},
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
     )
-    assert process.stdout is not None
+    assert process.stdin is not None and process.stdout is not None
     with process.stdout:
         try:
+            with contextlib.suppress(BrokenPipeError), process.stdin:
+                process.stdin.write(text)
             yield process
         finally:
             if process.poll() is None:
