@@ -330,6 +330,15 @@ def test_files_of_another_attempt_and_what_was_moved_aside_go_at_last(tmp_path: 
     ]
 
 
+def test_what_is_moved_aside_is_not_uploaded_again(tmp_path: Path) -> None:
+    commit(tmp_path, 10, uploaded=True)
+    aside = layout.move_aside(tmp_path, 10)
+    assert aside == tmp_path / "damaged-00000010-1"
+    assert sorted(path.name for path in aside.iterdir()) == sorted(
+        name + IGNORE for name in (METADATA, MANIFEST, "ab-00000.distcp")
+    )
+
+
 def test_moving_aside_leaves_what_is_being_uploaded_but_not_as_a_checkpoint(tmp_path: Path) -> None:
     checkpoint = commit(tmp_path, 10)
     (checkpoint / (METADATA + UPLOADING)).touch()

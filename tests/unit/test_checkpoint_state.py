@@ -263,6 +263,13 @@ def test_other_groups_of_parameters_are_named() -> None:
         saved.into({"model": net, "optimizer": torch.optim.SGD(net.module.parameters(), lr=0.1)})
 
 
+def test_another_optimizer_is_noticed() -> None:
+    net = Net()
+    saved = Saved({"model": net, "optimizer": torch.optim.SGD(net.parameters(), lr=0.1)})
+    with pytest.raises(CheckpointError, match="optimizer is AdamW, in the checkpoint SGD"):
+        saved.into({"model": net, "optimizer": torch.optim.AdamW(net.parameters())})
+
+
 def test_an_optimizer_of_an_untracked_model_is_an_error() -> None:
     with pytest.raises(CheckpointError, match="that no tracked module has"):
         capture({"model": Net(), "optimizer": torch.optim.SGD(Net().parameters(), lr=0.1)})

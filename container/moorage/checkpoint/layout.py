@@ -99,15 +99,23 @@ def remove(checkpoint: Path) -> bool:
 
 
 def move_aside(folder: Path, step: int) -> Path | None:
-    """Keep a damaged checkpoint under another name, so that its step can be saved again.
+    """Keep a damaged checkpoint under another name, not to be uploaded again, so that its step can be saved again.
 
     Where the agent is uploading from it only the manifest goes: None, and the rest is removed by a later prune.
     Raises OSError.
     """
     checkpoint = folder / step_name(step)
+    manifest = checkpoint / MANIFEST
+    if manifest.exists():
+        # First of all: without it under its name this is no checkpoint any more.
+        manifest.rename(checkpoint / (MANIFEST + IGNORE))
     if is_uploading(checkpoint):
-        (checkpoint / MANIFEST).unlink(missing_ok=True)
         return None
+    for entry in list(checkpoint.iterdir()):
+        if entry.name.endswith((UPLOADING, UPLOADED)):
+            entry.unlink()
+        elif not entry.name.endswith(IGNORE):
+            entry.rename(entry.with_name(entry.name + IGNORE))
     number = 1
     while (aside := folder / f"damaged-{step:08d}-{number}").exists():
         number += 1

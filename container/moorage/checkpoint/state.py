@@ -78,6 +78,8 @@ def template(
             missing, unexpected = optimizers.group_problems(key, content, optimizers.read_optimizer(key, thing, names))
             differences.missing += missing
             differences.unexpected += unexpected
+            if content["type"] != type(thing).__name__:
+                differences.different.append(f"{key} is {type(thing).__name__}, in the checkpoint {content['type']}")
             if not missing and not unexpected:
                 found |= optimizers.prepare(key, thing, content, stored, names)
         else:
