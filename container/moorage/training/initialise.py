@@ -32,11 +32,23 @@ _RANDOM = frozenset(
 
 @contextmanager
 def sketching() -> Iterator[None]:
-    """Build modules whose parameters are on the meta device; their buffers are real, and no random number is spent."""
-    from accelerate import init_empty_weights
+    """Build modules whose parameters are on the meta device; their buffers are real, and no random number is spent.
 
-    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
-        yield
+    As accelerate's init_empty_weights does, which parts tied parameters, though.
+    """
+    register = nn.Module.register_parameter
+
+    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def on_meta(model: nn.Module) -> bool:
@@ -94,25 +106,27 @@ def hand_out(model: nn.Module, held: Tensors, names: set[str], device: torch.dev
 def write(target: Tensor, full: Tensor) -> None:
     """Copy the whole tensor `full`, which every rank holds, into `target`: all of it, or this rank's shard."""
     if isinstance(target, DTensor):
-        shard = distribute_tensor(full, target.device_mesh, target.placements, src_data_rank=None)
-        target.to_local().copy_(shard.to_local())
-        torch.autograd.graph.increment_version(target)
-    else:
-        target.copy_(full)
+        full = distribute_tensor(full, target.device_mesh, target.placements, src_data_rank=None)
+    local(target).copy_(local(full))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of `tensor`."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def initialise(model: nn.Module, fresh: set[str], seed: int, device: torch.device) -> str:
-    """Initialise the parameters and buffers named in `fresh`, which were on the meta device; says by what.
+    """Initialise the parameters and buffers named in `fresh`, which were on the meta device; says by what. Collective.
 
     By the model's own init_weights(), else by reset_parameters() of each module, followed by the model's
     _init_weights(module) if it has one. The numbers depend on the seed alone. Raises ConfigError naming what is left.
     """
     tensors = {name: t for name, t in [*model.named_parameters(), *model.named_buffers()] if name in fresh}
-    before = {name: (id(t), t._version) for name, t in tensors.items()}
     devices = [device] if device.type == "cuda" else []
+    own = getattr(model, "init_weights", None)
     with torch.no_grad(), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        own = getattr(model, "init_weights", None)
+        marks = {name: _mark(tensor) for name, tensor in tensors.items()}
         if callable(own):
             by = "init_weights()"
             with _AlikeOnAllRanks():
@@ -120,10 +134,10 @@ def initialise(model: nn.Module, fresh: set[str], seed: int, device: torch.devic
         else:
             by = _module_by_module(model, {id(t) for t in tensors.values()})
     after = dict([*model.named_parameters(), *model.named_buffers()])
-    left = [name for name, seen in before.items() if (id(after[name]), after[name]._version) == seen]
+    left = _agreed([name for name, tensor in tensors.items() if _untouched(after[name], tensor, marks[name])])
     if left:
         raise ConfigError(
-            f"the model was built on the meta device, and nothing initialises {', '.join(sorted(left)[:5])}"
+            f"the model was built on the meta device, and nothing initialises {', '.join(left[:5])}"
             + (f" and {len(left) - 5} more" if len(left) > 5 else ""),
             why=f"{by} did not write to it" if callable(own) else "its module has no reset_parameters()",
             fix="give the model an init_weights() that sets all parameters and buffers, or pass a function that builds "
@@ -132,40 +146,60 @@ def initialise(model: nn.Module, fresh: set[str], seed: int, device: torch.devic
     return by
 
 
+def _mark(tensor: Tensor) -> int:
+    """Make it visible whether `tensor` is written to: numbers that are not one for floats, whose `.data` programs write
+    to behind the version counter, and the counter for others."""
+    if tensor.is_floating_point():
+        local(tensor).fill_(torch.nan)
+    return tensor._version
+
+
+def _untouched(tensor: Tensor, marked: Tensor, mark: int) -> bool:
+    if tensor.is_floating_point():
+        return bool(local(tensor).isnan().any())
+    return tensor is marked and tensor._version == mark
+
+
+def _agreed(names: list[str]) -> list[str]:
+    """The names that any rank found: one whose shard is empty finds none."""
+    found = [names]
+    if dist.is_initialized():
+        found = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(found, names)
+    return sorted({name for part in found for name in part})
+
+
 def _module_by_module(model: nn.Module, fresh: set[int]) -> str:
+    left = set(fresh)
     for module in model.modules():
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if callable(reset) and any(id(tensor) in fresh for tensor in own):
-            _whole(module, reset, fresh)
+        own = {id(tensor) for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]}
+        if callable(reset) and own & left:
+            _on_whole_parameters(module, reset, left)
+            left -= own  # a tied parameter is that of the first module which has it
     refine = getattr(model, "_init_weights", None)
     if not callable(refine):
         return "reset_parameters()"
-    model.apply(lambda module: _whole(module, lambda: refine(module), fresh))
+    model.apply(lambda module: _on_whole_parameters(module, lambda: refine(module), fresh))
     return "reset_parameters() and _init_weights(module)"
 
 
-def _whole(module: nn.Module, initialise: Callable[[], Any], fresh: set[int]) -> None:
-    """Run `initialise` with the sharded parameters of `module` whole, so that it may index, slice or factor them, then
-    keep the shards of those it wrote to."""
-    targets = {
-        name: p for name, p in module.named_parameters(recurse=False) if id(p) in fresh and isinstance(p, DTensor)
+def _on_whole_parameters(module: nn.Module, action: Callable[[], Any], kept: set[int]) -> None:
+    """Run `action` with the parameters of `module` whole, so that it may index, slice or factor them; then keep the
+    shards of those in `kept`. Collective."""
+    targets = {name: p for name, p in module.named_parameters(recurse=False)}
+    wholes = {
+        name: nn.Parameter(p.full_tensor() if isinstance(p, DTensor) else p.clone(), requires_grad=p.requires_grad)
+        for name, p in targets.items()
     }
-    wholes = {name: _whole_of(target) for name, target in targets.items()}
-    versions = {name: whole._version for name, whole in wholes.items()}
     module._parameters.update(wholes)
     try:
-        initialise()
+        action()
     finally:
         module._parameters.update(targets)
-    for name, whole in wholes.items():
-        if whole._version != versions[name]:
-            write(targets[name], whole.detach())
-
-
-def _whole_of(target: DTensor) -> nn.Parameter:
-    full = torch.empty(target.shape, dtype=target.dtype, device=target.device)
-    return nn.Parameter(full, requires_grad=target.requires_grad)
+    for name, target in targets.items():
+        if id(target) in kept:
+            write(target, wholes[name].detach())
 
 
 class _AlikeOnAllRanks(TorchFunctionMode):
@@ -175,10 +209,15 @@ class _AlikeOnAllRanks(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Functions of nn.init come with their arguments by name, and are no longer looked into.
+        args, kwargs = list(args), dict(kwargs or {})
+        if not args and "tensor" in kwargs:
+            args = [kwargs.pop("tensor")]
         target = args[0] if args else None
-        kwargs = kwargs or {}
         if isinstance(target, DTensor) and (
-            func in _RANDOM or (func is Tensor.copy_ and not isinstance(args[1], DTensor))
+            func in _RANDOM
+            or getattr(func, "__module__", "") == nn.init.__name__
+            or (func is Tensor.copy_ and not any(isinstance(arg, DTensor) for arg in args[1:]))
         ):
             full = torch.empty(target.shape, dtype=target.dtype, device=target.device)
             write(target, func(full, *args[1:], **kwargs))

@@ -161,7 +161,12 @@ def clip(model: nn.Module | Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 def _sketch(build: Build) -> nn.Module:
-    with initialise.sketching():
+    """The model without its weights, or with them where its constructor looks at them."""
+    try:
+        with initialise.sketching():
+            return build()
+    except (NotImplementedError, RuntimeError) as error:
+        log.warning("the model cannot be sketched and is built in full: %s", error)
         return build()
 
 

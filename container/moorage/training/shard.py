@@ -25,6 +25,7 @@ def shard(
 
     Says what was done. Raises ConfigError for a model that torch cannot shard, or that nothing initialises.
     """
+    _check_alike(model)
     held = initialise.take_weights(model, keep=dist.get_rank() == 0)
     mesh = _mesh(choice, device)
     try:
@@ -41,6 +42,22 @@ def shard(
     done = [f"{len(groups)} groups over {choice.shard_size} ranks", *_fill(model, held, seed, device)]
     _share_statistics(model)
     return done
+
+
+def _check_alike(model: nn.Module) -> None:
+    """Else the ranks would wait for each other in different collectives."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    mine = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in tensors}
+    every: list[Any] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(every, mine)
+    for rank, other in enumerate(every):
+        odd = sorted(name for name in {**every[0], **other} if every[0].get(name) != other.get(name))
+        if odd:
+            first, theirs = every[0].get(odd[0], "absent"), other.get(odd[0], "absent")
+            raise ConfigError(
+                f"ranks 0 and {rank} have built different models: {odd[0]} is {first} and {theirs}",
+                fix="build the model alike on all ranks",
+            )
 
 
 def _mesh(choice: Choice, device: torch.device) -> DeviceMesh:
