@@ -29,7 +29,7 @@ SECRET_KEYS = (
 )
 OTHER_KEYS = (
     "max_tokens tokenizer num_tokens eos_token pad_token_id token_dim tokens_per_step keypoints author key keys lr "
-    "secretary authors batch_size passes num_passes SM_HPS compass monkey"
+    "secretary authors batch_size passes num_passes SM_HPS compass monkey PWD OLDPWD"
 )
 
 

@@ -239,7 +239,10 @@ def _read(path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        log.warning("requirements will be installed anew at the next start: %s: %s", path, error.strerror)
 
 
 def _state(lines: Iterable[_Line], site: Path) -> str:

@@ -66,6 +66,8 @@ _ASSIGNED = re.compile(
 
 
 def is_secret_key(key: str) -> bool:
+    if key in ("PWD", "OLDPWD"):
+        return False  # the shell's working folder, which would be cut out of every path
     words = " ".join(_SPLIT.sub(" ", key).lower().split())
     return bool(_SECRET_KEY.search(_MODEL_TOKEN.sub("", words)))
 
