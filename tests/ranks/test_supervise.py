@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
-from support import JobFolder, run_train, wait_until
+from support import TRAIN, HostProcess, JobFolder, job_settings, run_train, wait_until
 
 WAIT = """
     import os, sys, time
@@ -318,3 +322,36 @@ def test_a_stop_ends_the_installation_of_requirements(tmp_path: Path) -> None:
                 host.signal()
                 assert host.ends(5) == 143, host.report()
     assert host.failure is None and not host.lines("started")
+
+
+UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+
+
+def has_pid_namespaces() -> bool:
+    return shutil.which("unshare") is not None and subprocess.run([*UNSHARE, "true"], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not has_pid_namespaces(), reason="this machine gives no PID namespaces (root is needed)")
+def test_as_pid_1(tmp_path: Path) -> None:
+    program = """
+        import os, signal, subprocess, sys, time
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        subprocess.run(["sh", "-c", "sleep 0.1 & sleep 0.2 &"])
+        while {pid for pid in os.listdir("/proc") if pid.isdigit()} != {"1", str(os.getpid())}:
+            time.sleep(0.01)  # a zombie is still listed
+        print("parent", os.getppid(), flush=True)
+        signal.pause()
+    """
+    folder = JobFolder(tmp_path)
+    folder.code(train=textwrap.dedent(program))
+    env = {**os.environ, **folder.env, **job_settings()}
+    command = [*UNSHARE, sys.executable, str(TRAIN)]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        host = HostProcess(folder=folder, process=process)
+        try:
+            host.wait_for("parent 1")
+            (supervisor,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.kill(int(supervisor), signal.SIGTERM)
+            assert host.ends(10) == 143, host.report()
+        finally:
+            process.kill()

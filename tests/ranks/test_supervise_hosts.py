@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,13 +70,12 @@ def test_hosts_leave_together(tmp_path: Path) -> None:
         import os, time
         if os.environ["GROUP_RANK"] == "0":
             time.sleep(1.5)
-        print("done", time.time(), flush=True)
     """
     with run_train(tmp_path, program, hosts=2) as hosts:
-        hosts[1].wait_for("done")
-        time.sleep(0.5)
-        assert hosts[1].process.poll() is None, "it waits for the other"
         assert [host.ends() for host in hosts] == [0, 0]
+    times = [{event["event"]: event["time"] for event in host.folder.ledger()} for host in hosts]
+    assert times[1]["leave"] - times[1]["down"] > 1, "the second waits for the first"
+    assert abs(times[0]["leave"] - times[1]["leave"]) < 0.5
 
 
 @pytest.mark.parametrize("asked", [0, 1])

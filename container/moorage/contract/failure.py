@@ -135,7 +135,7 @@ def job_secrets(env: Mapping[str, str], hyperparameters: Mapping[str, str]) -> t
 
 
 def remove_stale(path: Path) -> None:
-    """A failure file left by an earlier run of the container is not this job's."""
+    """A failure file left by an earlier run or attempt is not this one's."""
     try:
         path.unlink()
     except FileNotFoundError:
@@ -143,7 +143,7 @@ def remove_stale(path: Path) -> None:
     except OSError as error:
         logger.warning("cannot remove the old failure file %s: %s", path, error.strerror)
     else:
-        logger.info("removed the failure file of an earlier run: %s", path)
+        logger.info("removed an earlier failure file: %s", path)
 
 
 def write_failure(path: Path, failure: Failure, known: Iterable[str] = ()) -> bool:

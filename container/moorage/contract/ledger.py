@@ -59,10 +59,12 @@ class Ledger:
     def point(self, run_folder: Path) -> None:
         """Tell the ranks, which find the folder in MOORAGE_RUN_FOLDER, where the ledger is."""
         pointer = run_folder / _POINTER
-        if self.path is None:
+        try:
             pointer.unlink(missing_ok=True)
-        else:
-            pointer.write_text(str(self.path), encoding="utf-8")
+            if self.path is not None:
+                pointer.write_text(str(self.path), encoding="utf-8")
+        except OSError as error:
+            logger.warning("the ranks have no ledger: cannot write %s: %s", pointer, error.strerror)
 
     def write(self, event: str, **fields: object) -> None:
         """Append {"event", "time" (seconds since 1970), ...}."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from moorage.contract.failure import Failure
 from moorage.errors import STOPPED, ProgramError
@@ -30,6 +32,7 @@ class _Rank:
     streams: tuple[Stream, ...] = ()
     open_streams: int = 0
     status: int | None = None
+    killed: bool = False
     settled: bool = False
 
 
@@ -47,12 +50,11 @@ class Attempt:
     on_over: Callable[[list[int]], None]
     _ranks: list[_Rank] = field(default_factory=list)
     _terminated: bool = False
-    _killed: bool = False
 
     def start(self) -> None:
         self._ranks = [_Rank(plan=plan) for plan in self.plan.ranks]
-        self.plan.ranks[0].error_file.parent.mkdir(parents=True, exist_ok=True)
         try:
+            _make(self.plan.ranks[0].error_file.parent)
             for rank in self._ranks:
                 self._start(rank)
         except ProgramError as error:
@@ -83,8 +85,8 @@ class Attempt:
 
     def kill(self) -> None:
         """SIGKILL to every rank that runs, and all it started. What they say of it is no failure."""
-        self._killed = True
         for rank in self._running():
+            rank.killed = True
             kill_group(rank.pid)
 
     @property
@@ -129,7 +131,8 @@ class Attempt:
         if rank.settled or rank.status is None:
             return
         rank.settled = True
-        if rank.pid and not self._killed:
+        # One that had ended by itself when it was killed has something to say.
+        if rank.pid and not (rank.killed and rank.status == -signal.SIGKILL):
             self._judge(rank, rank.status)
         if self.over:
             kill_children(spared=lambda pid: False)
@@ -138,9 +141,16 @@ class Attempt:
     def _judge(self, rank: _Rank, status: int) -> None:
         if status == 0 or (self._terminated and status in (STOPPED, -15)):
             return
-        if status == STOPPED:
+        if status == STOPPED and not rank.killed:
             self.on_stop(rank.plan.rank)
             return
         stderr = [line.decode("utf-8", "replace") for line in rank.streams[1].tail.copy()]
         ending = Ending(rank=rank.plan.rank, status=status, error_file=rank.plan.error_file, stderr=stderr)
         self.on_failed(diagnose(ending, self.plan.host))
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ProgramError(f"cannot make the folder {folder} for the ranks", why=str(error.strerror)) from None

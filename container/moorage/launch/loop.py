@@ -49,11 +49,12 @@ class Loop:
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
 
     def on_signal(self, number: int, callback: Callback) -> None:
-        """Call back from the loop. No Python code runs inside the signal itself."""
+        """Call back from the loop, for one that was blocked until now as well. Nothing runs inside the signal itself."""
         if not self._on_signal:
             signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         self._on_signal[number] = callback
         signal.signal(number, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
 
     def watch(self, channel: socket.socket, events: int, callback: Callable[[int], None]) -> None:
         """Call back with the events (EVENT_READ, EVENT_WRITE) that `channel` is ready for; 0 stops watching it."""

@@ -6,20 +6,22 @@ import random
 import socket
 from pathlib import Path
 
+from moorage.errors import ClusterError
+
 LOWEST = 10_000
 _TRIES = 200
 
 
 def free_port(taken: int = 0) -> int:
     """Free on all interfaces now, other than `taken`, and not one that the kernel may give to the next connection that
-    somebody opens, so that it is still free when rank 0 listens on it. Raises OSError when none is found.
+    somebody opens, so that it is still free when rank 0 listens on it. Raises ClusterError when none is found.
     """
     ephemeral = _first_ephemeral()
     for _ in range(_TRIES):
         port = random.randrange(LOWEST, max(ephemeral, LOWEST + 10_000))
         if port != taken and _is_free(port):
             return port
-    raise OSError(f"no free port between {LOWEST} and {ephemeral}")
+    raise ClusterError(f"there is no free port between {LOWEST} and {ephemeral} for the ranks to meet at")
 
 
 def _first_ephemeral() -> int:

@@ -46,7 +46,17 @@ def prepare_job(config: JobConfig, env: Mapping[str, str], argv: Sequence[str]) 
 
     program = prepare(config, env, argv)
     install(program.code, env)
+    _make_folders(config)
     return Prepared(program=program, job_env=environment(config, program, env))
+
+
+def _make_folders(config: JobConfig) -> None:
+    """Those a program may write to: the platform mounts them, a folder laid out by hand can lack them."""
+    for folder in (config.paths.model, config.paths.output_data, config.checkpoint_folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            logger.warning("cannot make the folder %s: %s", folder, error.strerror)
 
 
 class Preparation:

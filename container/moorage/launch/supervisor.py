@@ -15,7 +15,7 @@ from pathlib import Path
 import moorage
 from moorage.cluster import Cluster
 from moorage.contract.config import JobConfig
-from moorage.contract.failure import Failure, job_secrets
+from moorage.contract.failure import Failure, job_secrets, remove_stale
 from moorage.contract.ledger import Ledger, attempt_name
 from moorage.contract.progress import clear_progress, read_progress
 from moorage.errors import STOPPED, MoorageError, StopTimeout
@@ -159,7 +159,7 @@ class Supervisor:
         clear_progress(self._run_folder)
         if number > 0:
             # A failed attempt may have left one; what counts is how the last attempt ends.
-            self._config.paths.failure.unlink(missing_ok=True)
+            remove_stale(self._config.paths.failure)
         self._open_ledger(number)
         self._attempt = Attempt(
             loop=self._loop,
@@ -230,7 +230,7 @@ class Supervisor:
         self._ledger.write("stop", attempt=self._number)
         self._preparation.kill()
         self._loop.after(grace, self._grace_over)
-        self._loop.after(grace + 2 * LEAVE_MARGIN, self._alone)
+        self._loop.after(grace + LEAVE_MARGIN + 2, self._alone)
         if self._attempt is not None:
             self._attempt.terminate()
 
