@@ -28,6 +28,8 @@ from moorage.launch.ranks import die_with_parent, kill_group
 
 NO_ERROR_FILE = Path("/nonexistent")
 
+logger = logging.getLogger("moorage")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
