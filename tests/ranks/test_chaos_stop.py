@@ -1,0 +1,65 @@
+"""SIGTERM at random moments: nothing is lost, and the weights are those of a run left alone."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from ranks.chaos import DEADLINE, ChaosJob, await_random_moment, dice, left_alone, reports
+
+
+@pytest.mark.full(10, short=1)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_stopped_and_started_again_it_trains_the_same_weights(tmp_path: Path, chaos_count: int, strategy: str) -> None:
+    die = dice(f"stop-{strategy}")
+    alone = left_alone(strategy=strategy)
+    stops = jobs = 0
+    while stops < chaos_count:
+        # Workers in every other job: they must outlive the signal, and change nothing.
+        workers = 2 * ((jobs + (strategy == "ddp")) % 2)
+        job = ChaosJob(tmp_path / str(jobs), strategy=strategy, workers=workers)
+        stops += _interrupt(job, die, most=min(3, chaos_count - stops), set_up=alone.own_start)
+        job.check_nothing_lost()
+        job.check_equal(alone)
+        jobs += 1
+    print(f"{stops} of {stops} SIGTERMs under {strategy}: bit-equal, 0 steps lost ({jobs} jobs)")
+
+
+def _interrupt(job: ChaosJob, die: random.Random, *, most: int, set_up: float) -> int:
+    """Start the job until it is done, and stop it on the way; how often it was stopped."""
+    stops = 0
+    while True:
+        with job.start(checkpoint_steps=die.choice([0, 3, 11])) as hosts:
+            done = job.peak()
+            if stops < most and done < job.steps:
+                until = done + max(1, (job.steps - done) * 2 // (most - stops + 2))
+                if await_random_moment(job, hosts, die, steps=range(done + 1, until + 1), set_up=set_up):
+                    hosts[0].signal()
+            code = hosts[0].ends(DEADLINE)
+            assert code in (0, 143), reports(hosts)
+            assert hosts[0].failure is None
+        if code == 0:
+            return stops
+        stops += 1
+
+
+@pytest.mark.full(5, short=1)
+def test_sigterm_to_one_host_stops_all_at_the_same_step(tmp_path: Path, chaos_count: int) -> None:
+    die = dice("stop-one-host")
+    alone = left_alone(strategy="ddp")  # its two ranks are on one host: where they are changes no bit
+    for number in range(chaos_count):
+        job = ChaosJob(tmp_path / str(number), hosts=2, ranks=1)
+        with job.start(checkpoint_steps=die.choice([0, 3, 11])) as hosts:
+            assert await_random_moment(job, hosts, die, steps=range(1, job.steps - 20)), reports(hosts)
+            die.choice(hosts).signal()
+            assert [host.ends(DEADLINE) for host in hosts] == [143, 143], reports(hosts)
+        assert [host.failure for host in hosts] == [None, None]
+        stopped = [job.events("stopped", host=host)[-1]["step"] for host in range(2)]
+        last = {note.rank: note.step for note in job.notes()}
+        assert stopped == [last[0], last[1]] and last[0] == last[1], (stopped, last)
+        job.finishes()
+        job.check_nothing_lost()
+        job.check_equal(alone)
+    print(f"{chaos_count} of {chaos_count} SIGTERMs to one host: same step, 143 on both, 0 steps lost, bit-equal")
