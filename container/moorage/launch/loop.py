@@ -49,7 +49,7 @@ class Loop:
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
 
     def on_signal(self, number: int, callback: Callback) -> None:
-        """Call back from the loop, for one that was blocked until now as well. Nothing runs inside the signal itself."""
+        """Call back from the loop, for one that was blocked until now as well; nothing runs inside the signal."""
         if not self._on_signal:
             signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         self._on_signal[number] = callback
