@@ -50,8 +50,8 @@ def take_turns(
         started = time.perf_counter()
         whole = save(number)
         saved = time.perf_counter()
-        # What the save left for the next optimizer step to wait for is a pause too.
-        pause = saved - started + max(0.0, seconds(step) - usual)
+        call = saved - started
+        next_step = max(0.0, seconds(step) - usual)
         num_steps = 1
         while not everywhere(whole()):
             step()
@@ -62,7 +62,7 @@ def take_turns(
         # The next contender must not wait for this one's pages.
         os.sync()
         dist.barrier()
-        turns.report(pause, max(lost, pause))
+        turns.report(call, call + next_step, max(lost, call))
 
 
 def seconds(action: Callable[[], object]) -> float:
