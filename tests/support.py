@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
 from jobs import Job
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -178,6 +180,19 @@ def job_settings(**given: object) -> dict[str, str]:
     """MOORAGE_* for a quick test: a control port of its own, short deadlines, and what is given on top."""
     settings = {"control_port": free_port(), "heartbeat_timeout": 6, "join_timeout": 20, "grace": 10, **given}
     return {f"MOORAGE_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A real file system of `size`, such as "2m", at `folder`: soon full. Skips the test where it cannot be mounted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @contextlib.contextmanager

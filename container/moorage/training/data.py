@@ -8,7 +8,8 @@ do not depend on workers, nor on where a job was interrupted.
 
 from __future__ import annotations
 
-import logging
+import atexit
+import multiprocessing
 import random
 import signal
 import sys
@@ -21,8 +22,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from moorage.errors import ConfigError
-
-log = logging.getLogger("moorage")
 
 
 class Part(NamedTuple):
@@ -181,31 +180,43 @@ class _Seeded(Dataset[Any]):
         return len(self.dataset)
 
 
-def ignore_stop_signal(_worker: int = 0) -> None:
-    """For DataLoader workers: a SIGTERM sent to the whole process group must not end them before the rank has saved."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Worker:
+    """What a DataLoader worker does first: see to it that a SIGTERM to the whole process group leaves it to its rank."""
+
+    def __init__(self, user_init: Any) -> None:
+        self.user_init = user_init
+
+    def __call__(self, worker: int) -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self.user_init:
+            self.user_init(worker)
+
+
+def _end_workers() -> None:
+    """At the end of a rank. multiprocessing would end its daemons by SIGTERM, which ours ignore, and wait for them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's own handler takes their end for a failure
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+def _with_workers(options: dict[str, Any]) -> dict[str, Any]:
+    """DataLoader's options, with ours for its workers."""
+    if not options.get("num_workers"):
+        return dict(options)
+    atexit.unregister(_end_workers)
+    atexit.register(_end_workers)  # last in is first out: before multiprocessing's own
+    return {**options, "worker_init_fn": _Worker(options.get("worker_init_fn"))}
 
 
 def make_loader(dataset: Any, order: GlobalOrder, *, device: torch.device, options: dict[str, Any]) -> DataLoader[Any]:
     """A DataLoader over `dataset` in `order`. `options` go to DataLoader as they are."""
-    options = dict(options)
-    user_init = options.pop("worker_init_fn", None)
-
-    def init(worker: int) -> None:
-        ignore_stop_signal(worker)
-        if user_init:
-            user_init(worker)
-
-    options.setdefault("pin_memory", device.type == "cuda")
-    if options.get("num_workers"):
-        options.setdefault("persistent_workers", True)
-        options["worker_init_fn"] = init
+    defaults = {"pin_memory": device.type == "cuda", "persistent_workers": bool(options.get("num_workers"))}
     # A generator of its own: making an iterator draws from it, and must not move the training's random numbers.
-    return DataLoader(
-        _Seeded(dataset), batch_sampler=order, generator=torch.Generator().manual_seed(order.seed), **options
-    )
+    generator = torch.Generator().manual_seed(order.seed)
+    return DataLoader(_Seeded(dataset), batch_sampler=order, generator=generator, **defaults | _with_workers(options))
 
 
 def make_iterable_loader(dataset: Any, *, batch_size: int, options: dict[str, Any]) -> Any:
@@ -220,20 +231,10 @@ def make_iterable_loader(dataset: Any, *, batch_size: int, options: dict[str, An
         raise ConfigError(
             "an iterable dataset needs torchdata", why="it is not installed", fix="pip install 'moorage[iterable]'"
         ) from None
-    options = dict(options)
-    user_init = options.pop("worker_init_fn", None)
-
-    def init(worker: int) -> None:
-        ignore_stop_signal(worker)
-        if user_init:
-            user_init(worker)
-
-    if options.get("num_workers"):
-        options["worker_init_fn"] = init
     with warnings.catch_warnings():
         # torchdata 0.11 calls a function that torch 2.13 has deprecated.
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
-        return StatefulDataLoader(dataset, batch_size=batch_size, **options)
+        return StatefulDataLoader(dataset, batch_size=batch_size, **_with_workers(options))
 
 
 def is_iterable(dataset: Any) -> bool:

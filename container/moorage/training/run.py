@@ -99,7 +99,7 @@ class Run:
         convert, naming key, value and type.
         """
         found = Hyperparameters.resolve(self.config.hyperparameters, declared, sys.argv[1:])
-        for name, text in found.undeclared.items():
+        for name, text in found.undeclared.items() if self.is_main else ():
             hint = found.nearest(name)
             log.warning(
                 "hyperparameter %s=%s is not used by the program%s",

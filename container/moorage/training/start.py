@@ -17,8 +17,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+import moorage
 from moorage.contract.config import JobConfig
 from moorage.contract.paths import Paths
+from moorage.errors import MoorageError
 from moorage.training.data import mix, seed_all
 from moorage.training.ranks import Place
 from moorage.training.run import Run
@@ -87,18 +89,35 @@ def _log_to_stderr(place: Place) -> None:
 
 
 def _report_failures(env: Mapping[str, str], stop: StopSignal) -> None:
-    """Leave an uncaught exception where the supervisor looks for it, in the format of torch's @record."""
+    """Leave an uncaught exception where the supervisor looks for it, in the format of torch's @record.
+
+    An error that the user can mend is shown without our own frames, and ends the rank with the exit code of its kind.
+    """
     error_file = env.get("TORCHELASTIC_ERROR_FILE")
     default = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if stop.requested and stop.phase is Phase.SET_UP:
             leave_now()  # the peers of this collective have left as they were asked to
-        default(kind, error, trace)
+        frames = "".join(traceback.format_exception(kind, error, trace))
+        if isinstance(error, MoorageError):
+            frames = "Traceback (most recent call last):\n" + "".join(traceback.format_list(_frames_of_the_user(trace)))
+            log.error("%s: %s", kind.__name__, error)
+            sys.stderr.write(frames)
+        else:
+            default(kind, error, trace)
         if error_file and not Path(error_file).exists():
-            frames = "".join(traceback.format_exception(kind, error, trace))
             extra = {"py_callstack": frames, "timestamp": str(int(time.time()))}
             message = {"message": {"message": f"{kind.__name__}: {error}", "extraInfo": extra}}
             Path(error_file).write_text(json.dumps(message), encoding="utf-8")
+        if isinstance(error, MoorageError):
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(error.exit_code)
 
     sys.excepthook = hook
+
+
+def _frames_of_the_user(trace: TracebackType | None) -> list[traceback.FrameSummary]:
+    ours = str(Path(moorage.__file__).parent)
+    return [frame for frame in traceback.extract_tb(trace) if not frame.filename.startswith(ours)]
