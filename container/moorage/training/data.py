@@ -181,7 +181,7 @@ class _Seeded(Dataset[Any]):
 
 
 class _Worker:
-    """What a DataLoader worker does first: see to it that a SIGTERM to the whole process group leaves it to its rank."""
+    """What a DataLoader worker does first: leave a SIGTERM to the whole process group to its rank."""
 
     def __init__(self, user_init: Any) -> None:
         self.user_init = user_init
