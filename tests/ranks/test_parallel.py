@@ -242,12 +242,23 @@ def test_clip_takes_plain_and_sharded_parameters_together() -> None:
     assert run_ranks(mixed_clip, 2) == [pytest.approx((5.0, 2.0), rel=1e-4)] * 2
 
 
-def nothing_to_clip(rank: int) -> float:
-    return clip(nn.Linear(2, 2), 1.0).item()
-
-
 def test_a_model_without_gradients_has_norm_zero() -> None:
-    assert nothing_to_clip(0) == 0
+    assert clip(nn.Linear(2, 2), 1.0) == 0
+
+
+def apart(rank: int, strategy: str) -> list[float]:
+    """This rank's gradient after a micro-batch that is not the last, and after the last."""
+    model = spread(nn.Linear(1, 1, bias=False), strategy)
+    seen = []
+    for last in (False, True):
+        set_gradient_sync(model, last)
+        model(torch.full((1, 1), float(rank))).sum().backward()
+        seen.append(next(model.parameters()).grad.item())
+    return seen
+
+
+def test_ddp_reduces_with_the_last_micro_batch_only() -> None:
+    assert run_ranks(apart, 2, "ddp") == [[0, 1], [1, 1]]
 
 
 def statistics(rank: int, strategy: str) -> list[float]:

@@ -154,7 +154,9 @@ def clip(model: nn.Module | Iterable[Tensor], max_norm: float) -> Tensor:
             mesh = parameter.grad.device_mesh if isinstance(parameter.grad, DTensor) else None
             kinds.setdefault(mesh, []).append(parameter)
     norms = [_whole(get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds.values()]
-    total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([*norms, torch.zeros(())]))
+    if not norms:
+        return torch.zeros(())
+    total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     for kind in kinds.values():
         clip_grads_with_norm_(kind, max_norm, total)
     return total
