@@ -133,6 +133,9 @@ def test_any_tensors_come_back(kinds: dict[str, tuple[torch.dtype, list[int]]]) 
             write_tensor(buffer, tensors[name])
         Path(file.name).write_bytes(buffer.getvalue())
         assert len(buffer.getvalue()) == layout.size
+        entries = json.loads(layout.header[8:])
+        for name, tensor in tensors.items():  # aligned, to be mapped into memory
+            assert (len(layout.header) + entries[name]["data_offsets"][0]) % tensor.element_size() == 0
         with safe_open(file.name, "pt") as reader:
             assert set(reader.keys()) == set(tensors)
             for name, tensor in tensors.items():
