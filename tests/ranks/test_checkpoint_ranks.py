@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,14 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from moorage.checkpoint.checkpointer import Checkpointer, Outcome, SaveInfo
+from moorage.checkpoint.durable import CHUNK, FileFacts
+from moorage.checkpoint.durable import digest as digest_of
+from moorage.checkpoint.group import Group
 from moorage.checkpoint.layout import MANIFEST, METADATA, step_name, steps
 from moorage.checkpoint.manifest import read_manifest
 from moorage.checkpoint.plan import PIECE, Tensors
 from moorage.checkpoint.state import capture, restore, template
+from moorage.checkpoint.transfer import receive_file, send_file
 from moorage.errors import CheckpointError
 from ranks.gloo import RankFailed, run_ranks
 
@@ -354,7 +359,58 @@ def test_hosts_that_share_a_disk_do_not_get_into_each_other_s_way(tmp_path: Path
     assert run_ranks(shared_disk, 2, tmp_path) == [[tmp_path / step_name(3)]] * 2
 
 
+# Beside the training
+
+
+def train_beside(rank: int, folder: Path) -> list[str]:
+    one = one_host(folder, rank)
+    errors = []
+    for step in (1, 2):
+        big = Tensors({"w": torch.full((4_000_000,), float(step))}, replicated=frozenset({"w"}))
+        assert one.save(big, info=SaveInfo(step=step), objects={})
+        for number in range(300):
+            value = torch.tensor([float(rank + number)])
+            dist.all_reduce(value)
+            assert value.item() == 2 * number + 1
+        outcome = one.wait()
+        assert outcome is not None
+        errors.append(outcome.error)
+    return errors
+
+
+def test_a_save_and_the_collectives_of_training_do_not_meet(tmp_path: Path) -> None:
+    assert run_ranks(train_beside, 2, tmp_path) == [["", ""], ["", ""]]
+
+
 # Failures
+
+
+def send_and_receive(rank: int, folder: Path) -> list[str]:
+    """Rank 0 sends to the others what is not as it was promised, and what is."""
+    group = Group(rank, 3, timedelta(seconds=30))
+    told = []
+    size = CHUNK + 1000
+    good = b"y" * size
+    promised = FileFacts(size=size, xxh3_128=digest_of(good))
+    sent = {"changed": b"x" * size, "short": b"y", "long": good + b"y", "gone": None, "good": good}
+    for name, content in sent.items():
+        path = folder / f"host-{rank}" / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        if rank == 0:
+            if content is not None:
+                path.write_bytes(content)
+            told.append(send_file(path, promised, (1, 2), group))
+        else:
+            told.append(receive_file(path, promised, 0, group))
+    assert rank == 0 or sorted(path.name for path in (folder / f"host-{rank}").iterdir()) == ["good", "long"]
+    return told
+
+
+def test_a_file_that_changes_while_it_is_sent_is_noticed(tmp_path: Path) -> None:
+    sender, *receivers = run_ranks(send_and_receive, 3, tmp_path)
+    assert sender == ["", "short: changed while it was sent", "", "gone: ENOENT (No such file or directory)", ""]
+    fetched = "changed while it was fetched"
+    assert receivers == [[f"changed: {fetched}", f"short: {fetched}", "", f"gone: {fetched}", ""]] * 2
 
 
 @pytest.fixture
@@ -440,6 +496,8 @@ def test_a_rank_killed_in_the_middle_of_a_save_leaves_the_one_before(
         folder = tmp_path / str(number)
         with pytest.raises(RankFailed):
             run_ranks(die_while_saving, 2, folder, stage)
+        left = [{path.name for path in (folder / f"host-{host}" / step_name(3)).iterdir()} for host in (0, 1)]
+        assert not any(MANIFEST in names for names in left) or all(METADATA in names for names in left)
         chosen = run_ranks(after_death, 2, folder)
         # Once every file is on a disk, it is the manifest of any host that counts.
         assert chosen in ([2, 2], [3, 3]) and (chosen == [2, 2] or stage != STAGES[0])

@@ -92,6 +92,7 @@ def test_training_goes_on_bit_for_bit(name: str) -> None:
     optimizer = OPTIMIZERS[name](net.parameters())
     for seed in range(3):
         step(net, optimizer, seed)
+    optimizer.param_groups[0]["lr"] *= 0.5
     saved = Saved({"model": net, "optimizer": optimizer})
     for seed in range(3, 6):
         step(net, optimizer, seed)
