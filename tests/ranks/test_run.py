@@ -384,3 +384,14 @@ def test_a_checkpoint_of_another_model_is_refused_with_names_and_shapes(tmp_path
     assert "model/0.weight" in said, "what the program has and the checkpoint lacks"
     assert "only in the checkpoint: model/" in said
     assert list((tmp_path / "checkpoints").glob("step-*/manifest.json")), "it was kept"
+
+
+def switched(rank: int, base: str, precision: str) -> list[float]:
+    return train(join(rank, 1, base, precision=precision), epochs={"fp32": 2, "fp16": 3, "bf16": 4}[precision])
+
+
+def test_precision_may_change_between_starts(tmp_path: Path) -> None:
+    """A checkpoint made without a gradient scale is taken up with one, and the other way round."""
+    JobFolder(tmp_path)
+    for precision in ("fp32", "fp16", "bf16"):
+        assert len(run_ranks(switched, 1, str(tmp_path), precision)[0]) >= 4

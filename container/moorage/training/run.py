@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -158,16 +158,25 @@ class Run:
         )  # fmt: skip
         return data.make_loader(dataset, order, device=self.device, options=options)
 
-    def parallelize(self, model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    def parallelize(
+        self,
+        model: nn.Module | Callable[[], nn.Module],
+        *,
+        blocks: Sequence[str] = (),
+        find_unused_parameters: bool = False,
+    ) -> nn.Module:
         """`model` on its device, spread by the strategy: as it is, DDP, FSDP2 or HSDP. Collective.
 
         Rank 0's weights are those of all. Where the model is large, give the function that builds it: under fsdp and
         hsdp only rank 0 then builds it in full, on its CPU; a model built on the meta device is never whole anywhere.
+        blocks: class names of the repeated blocks, which are sharded, recomputed and compiled one by one, where they
+        are not found by themselves. find_unused_parameters: for ddp, where some parameters sit some steps out.
         Raises ConfigError for a strategy the ranks cannot form.
         """
         model, choice = spread(
             model, settings=self.settings, device=self.device, world_size=self.world_size,
-            ranks_per_host=self._place.local_world_size, precision=self._precision,
+            ranks_per_host=self._place.local_world_size, precision=self._precision, blocks=blocks,
+            find_unused_parameters=find_unused_parameters,
         )  # fmt: skip
         self._saver.strategy = choice.strategy
         return model
@@ -181,10 +190,12 @@ class Run:
         first = not self._saver.tracks_anything
         for name, thing in things.items():
             self._sort_in(name, thing)
-        if first and self._precision.scaler is not None:
-            things["grad_scaler"] = self._precision.scaler
         manifest = self._saver.track(things)
-        if manifest is None or not first:
+        if not first:
+            return
+        if self._precision.scaler is not None:
+            self._saver.track({"grad_scaler": self._precision.scaler}, optional=True)
+        if manifest is None:
             return
         position = self._position
         position.step, position.epoch, position.samples = manifest.step, manifest.epoch, manifest.samples
@@ -256,8 +267,8 @@ class Run:
         for optimizer in self._optimizers:
             self._precision.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
-        self._precision.update()
-        for scheduler in self._schedulers:
+        skipped = self._precision.update()
+        for scheduler in self._schedulers if not skipped else ():
             scheduler.step()
 
     def advance(self, num_samples: int = 0) -> None:

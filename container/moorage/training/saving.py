@@ -38,9 +38,10 @@ class Saver:
     def tracks_anything(self) -> bool:
         return bool(self._tracked)
 
-    def track(self, things: Mapping[str, Any]) -> Manifest | None:
+    def track(self, things: Mapping[str, Any], *, optional: bool = False) -> Manifest | None:
         """Add what a checkpoint holds, and restore it from the newest one that verifies, which is returned.
 
+        optional: a checkpoint without these things will do; they stay as they are.
         Raises ConfigError for a name used twice, CheckpointError when the checkpoint is of something else.
         """
         if twice := sorted(set(things) & set(self._tracked) | set(things) & RESERVED):
@@ -48,11 +49,14 @@ class Saver:
         self._tracked.update(things)
         if not self._looked:
             self._manifest, self._looked = self._checkpointer.newest(), True
-        if self._manifest is not None:
-            started = time.monotonic()
-            self._load(self._manifest, things)
-            self._say_resumed(self._manifest, things, time.monotonic() - started)
-        return self._manifest
+        manifest = self._manifest
+        if manifest is None or (optional and not things.keys() <= manifest.objects.keys()):
+            return manifest
+        started = time.monotonic()
+        self._load(manifest, things)
+        if not optional:
+            self._say_resumed(manifest, things, time.monotonic() - started)
+        return manifest
 
     def _load(self, manifest: Manifest, things: Mapping[str, Any]) -> None:
         tensors = template(things, self._checkpointer.stored(manifest), manifest.objects, among=self._tracked)
