@@ -104,7 +104,7 @@ def test_a_stop_waits_for_the_save_and_a_second_sigterm_changes_nothing(tmp_path
         host.signal()
         host.signal(signal.SIGINT)
         assert host.ends() == 143
-    assert host.stdout.count("saved") == 2
+    assert host.stdout.count("saving") == host.stdout.count("saved") == 2
     assert host.failure is None
     assert host.folder.ledger()[-1]["code"] == 143
 
@@ -232,6 +232,20 @@ def test_a_grandchild_in_the_background_does_not_hold_the_job_open(tmp_path: Pat
     assert host.stdout.endswith("the last line\n")
     for pid in pids(host.lines("pid")).values():
         ends(pid)
+
+
+def test_what_a_rank_leaves_behind_ends_with_it_while_others_run(tmp_path: Path) -> None:
+    program = """
+        import os, subprocess, time
+        if os.environ["RANK"] == "1":
+            print("pid 1", subprocess.Popen(["sleep", "600"]).pid)
+        else:
+            time.sleep(600)
+    """
+    with run_train(tmp_path, program, ranks=2) as (host,):
+        host.wait_for("pid 1")
+        ends(*pids(host.lines("pid")).values())
+        assert host.process.poll() is None
 
 
 def test_orphans_are_reaped_while_the_job_runs(tmp_path: Path) -> None:

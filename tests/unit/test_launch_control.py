@@ -213,7 +213,7 @@ def test_many_silent_connections_do_not_keep_a_host_out(table: Table) -> None:
     for _ in range(STRANGERS + 20):
         crowd.append(table.raw())
         table.turn()
-    table.until(lambda: sum(map(is_sent_away, crowd[:19])) == 19, "the end of the oldest")
+    table.until(lambda: sum(map(is_sent_away, crowd[:19])) == 19, "the end of the oldest", timeout=2)
     table.other()
     table.until(table.joined, "the join of the second host")
 
