@@ -143,12 +143,13 @@ def test_a_program_that_ignores_the_stop_is_killed_after_the_grace(tmp_path: Pat
 def test_sigterm_after_the_ranks_finished_keeps_0(tmp_path: Path) -> None:
     # The rank is gone, and the supervisor waits for its pipe, which a process of another session holds.
     program = """
-        import subprocess, sys
+        import os, subprocess
         subprocess.Popen(["sleep", "600"], start_new_session=True)
-        print("done", flush=True)
+        print("pid 0", os.getpid(), flush=True)
     """
     with run_train(tmp_path, program) as (host,):
-        host.wait_for("done")
+        host.wait_for("pid 0")
+        ends(*pids(host.lines("pid")).values())
 
         def stop_again() -> bool:
             host.signal()
