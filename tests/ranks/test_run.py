@@ -264,7 +264,7 @@ class Stream(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Tensor]]
         self.place = state["place"]
 
 
-def streamed(rank: int, base: str, stop_at: int) -> list[int]:
+def streamed(rank: int, base: str, stop_at: int, stop_after: bool = False) -> list[int]:
     run = join(rank, 2, base, strategy="ddp")
     model = run.parallelize(nn.Linear(8, 3))
     run.track(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
@@ -278,6 +278,10 @@ def streamed(rank: int, base: str, stop_at: int) -> list[int]:
                 if run.steps_done == stop_at:
                     os.kill(os.getpid(), signal.SIGTERM)
                 run.step()
+            if stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert run.should_stop
+                run.leave()
         run.finish()
     except Stopped:
         pass
@@ -290,6 +294,12 @@ def test_a_stream_goes_on_at_its_place(tmp_path: Path) -> None:
     second = run_ranks(streamed, 2, str(tmp_path), -1)
     assert 0 < len(first[0]) < 48
     assert sorted(index for seen in first + second for index in seen) == list(range(96))
+
+
+def test_a_stream_that_had_ended_is_not_drawn_again(tmp_path: Path) -> None:
+    JobFolder(tmp_path)
+    assert [len(seen) for seen in run_ranks(streamed, 2, str(tmp_path), -1, True)] == [48, 48]
+    assert [len(seen) for seen in run_ranks(streamed, 2, str(tmp_path), -1)] == [0, 0]
 
 
 def own_loop(rank: int, base: str) -> tuple[int, int]:
@@ -323,11 +333,14 @@ def passed_over(rank: int, base: str) -> list[int]:
     model = run.parallelize(nn.Linear(8, 3))
     run.track(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     samples = []
-    for number, (x, _y) in enumerate(run.batches(run.loader(Task(), 32, shuffle=False))):
+    loader = run.loader(Task(), 32, shuffle=False)
+    for number, (x, _y) in enumerate(run.batches(loader)):
         if number != 1:
             run.backward(model(x).square().mean())
             run.step()
             samples.append(run._position.samples)
+    with pytest.raises(ConfigError, match=r"run\.epochs"):
+        next(run.batches(loader))
     return samples
 
 

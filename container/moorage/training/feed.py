@@ -49,18 +49,28 @@ class Feed:
         self._order: dict[str, Any] | None = None
         self._stream: Any = None
         self._stream_state: Any = None
+        self._ended = -1
+        self._ended_before = -1
 
     def batches(self, loader: Any) -> Iterator[Any]:
-        """This rank's micro-batches of the rest of the epoch, on its device."""
+        """This rank's micro-batches of the rest of the epoch, on its device. ConfigError for an epoch gone by."""
+        if self._ended == self.position.epoch:
+            raise ConfigError(
+                f"run.batches has gone through epoch {self._ended} already",
+                fix="take the epochs from `for epoch in run.epochs(...)`, and one training loader for each",
+            )
         pairs = self._ordered(loader) if isinstance(order_of(loader), data.GlobalOrder) else self._foreign(loader)
-        for batch, micro in pairs:
-            data.seed_all(data.mix(micro.part.seed, 1))
-            self.micro, self._open = micro, True
-            self._prepare(micro.last)
-            yield data.to_device(batch, self._device)
-            if self._open and micro.last:
-                self.position.samples += micro.num_samples  # the program passed over this batch
-        self.micro, self._stream = None, None
+        try:
+            for batch, micro in pairs:
+                data.seed_all(data.mix(micro.part.seed, 1))
+                self.micro, self._open = micro, True
+                self._prepare(micro.last)
+                yield data.to_device(batch, self._device)
+                if self._open and micro.last:
+                    self.position.samples += micro.num_samples  # the program passed over this batch
+            self._ended = self.position.epoch
+        finally:
+            self.micro, self._stream = None, None
 
     def evaluation(self, loader: Any) -> Iterator[Any]:
         """This rank's part of `loader`, once through."""
@@ -84,6 +94,8 @@ class Feed:
     def _foreign(self, loader: Any) -> Iterator[tuple[Any, data.MicroBatch]]:
         """Batches of a loader that is not ours, each counted as one sample."""
         drawn = self.position.samples
+        if self._ended_before == self.position.epoch:
+            return
         if hasattr(loader, "load_state_dict"):
             self._stream = loader
             if drawn and self._stream_state is not None:
@@ -117,7 +129,8 @@ class Feed:
 
     def state(self) -> dict[str, Any]:
         """What the checkpoint holds for all ranks alike."""
-        return {"order": self._order, "stream": self._stream is not None, "world_size": self._place.world_size}
+        in_stream = self._stream is not None
+        return {"order": self._order, "ended": self._ended, "stream": in_stream, "world_size": self._place.world_size}
 
     def stream_state(self) -> Any:
         """The place of this rank in the iterable dataset it is reading; None when it reads none."""
@@ -125,7 +138,7 @@ class Feed:
 
     def restore(self, state: Mapping[str, Any], stream: Any) -> None:
         """Raises ConfigError when a place in a stream was saved on another number of ranks."""
-        self._order, self._stream_state = state["order"], stream
+        self._order, self._ended_before, self._stream_state = state["order"], state["ended"], stream
         if state["stream"] and state["world_size"] != self._place.world_size:
             raise ConfigError(
                 f"the checkpoint was taken within an iterable dataset on {state['world_size']} ranks, "
