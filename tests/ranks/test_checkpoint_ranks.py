@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -446,6 +447,25 @@ def fill_up(rank: int, folder: Path) -> str:
 def test_one_full_disk_undoes_the_save_on_all_hosts(tmp_path: Path) -> None:
     first, second = run_ranks(fill_up, 2, tmp_path)
     assert first == second == f"ENOSPC (No space left on device) in {tmp_path / 'host-1'} on algo-1 (rank 1)"
+
+
+FAILING = """
+import sys, torch
+from pathlib import Path
+from moorage.checkpoint.checkpointer import Checkpointer, SaveInfo
+
+one = Checkpointer(Path(sys.argv[1]), rank=0, world_size=1, local_rank=0, host="algo-1")
+one.save({f"w{i}": torch.full((500_000,), float(i)) for i in range(30)}, info=SaveInfo(step=7), objects={})
+raise SystemExit(3)
+"""
+
+
+def test_a_program_that_fails_during_a_save_keeps_the_save_and_its_exit_code(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FAILING, tmp_path], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 3, ended.stderr
+    assert read_manifest(tmp_path / step_name(7))[0].step == 7
 
 
 def die_while_saving(rank: int, folder: Path, stage: str) -> None:

@@ -78,11 +78,14 @@ def test_plain_dcp_reads_it(open_folder: Open, tmp_path: Path) -> None:
     assert all(torch.equal(into[name], tensor) for name, tensor in tensors(10).items())
 
 
-def test_training_may_change_the_tensors_at_once(open_folder: Open, tmp_path: Path) -> None:
+def test_training_may_change_all_it_gave_at_once(open_folder: Open, tmp_path: Path) -> None:
     one = open_folder(tmp_path)
     state = tensors(10, size=500_000)
+    one.prepare(state)
+    live = {"seen": [10]}
     for step in (10, 11):
-        one.save(state, info=SaveInfo(step=step), objects={})
+        one.save(state, info=SaveInfo(step=step), objects=live)
+        live["seen"][0] += 1
         for tensor in state.values():
             tensor.add_(1)
     outcome = one.wait()
@@ -90,7 +93,7 @@ def test_training_may_change_the_tensors_at_once(open_folder: Open, tmp_path: Pa
     for step in (10, 11):
         into = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
         found = one.at(step)
-        assert found is not None
+        assert found is not None and found.objects == {"seen": [step]}
         one.load(found, into)
         assert torch.equal(into["model/w"], tensors(step, size=500_000)["model/w"])
 
@@ -103,7 +106,7 @@ def test_a_save_waits_for_the_one_before_it_and_says_so(
     with caplog.at_level(logging.INFO, "moorage"):
         for step in range(1, 4):
             assert one.save(big, info=SaveInfo(step=step), objects={})
-    assert "still under way: waiting for it" in caplog.text
+    assert "the save of step 1 is still under way: step 2 waits for it" in caplog.text
     assert [one.wait().step, one.wait().step, one.wait().step] == [1, 2, 3]  # type: ignore[union-attr]
 
 

@@ -9,10 +9,11 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultLoadPlanner
@@ -80,10 +81,9 @@ class Checkpointer:
         self._store = find_store(folder, self._group, host=host, local_rank=local_rank)
         # Files of two attempts at the same step never have the same name.
         self._shard_name = f"{self._group.share(secrets.token_hex(4))}-{rank:05d}.distcp"
-        self._structure: Hashable = None
-        self._plan: Plan | None = None
-        self._staging: Staging | None = None
+        self._planned_for: tuple[Hashable, Plan, Staging] | None = None
         self._thread: threading.Thread | None = None
+        self._saving: int | None = None
         self._outcomes: deque[Outcome] = deque()
         self._lock = threading.Lock()
         self._best = -1
@@ -148,34 +148,52 @@ class Checkpointer:
     ) -> bool:
         """Copy the tensors and go on; the files are written behind. Collective.
 
-        Waits for a save still under way. False when this step is committed already, which is never overwritten.
-        `poll` tells how it ended. Raises CheckpointError, on all ranks, when the state cannot make a checkpoint.
+        Waits for a save still under way, which counts as pause. False when this step is committed already: it is never
+        overwritten. `poll` tells how it ended. Raises CheckpointError, on all ranks, when the state cannot make a
+        checkpoint.
         """
-        if self._thread is not None and self._thread.is_alive():
-            self._log.info("the save before step %d is still under way: waiting for it", info.step)
-        self._join()
         began = time.monotonic()
-        plan, staging, already = self._planned(tensors, info.step, {"objects": objects, "per_rank": per_rank})
-        if already:
+        if self._saving is not None and self._thread is not None and self._thread.is_alive():
+            self._log.info("the save of step %d is still under way: step %d waits for it", self._saving, info.step)
+        self._join()
+        started = time.monotonic()
+        # Written out at once: the caller may change it as soon as this returns.
+        state, unsayable = _as_text({"objects": objects, "per_rank": per_rank})
+        planned = self._planned(tensors, info.step, unsayable)
+        if planned is None:
             return False
+        plan, staging = planned
         staging.copy(tensors)
         save = Save(
-            info=info, objects=objects, per_rank=per_rank, best=best, attempt=self._attempt,
-            shard_name=self._shard_name, plan=plan, staging=staging,
+            info=info, state=state, best=best, attempt=self._attempt, shard_name=self._shard_name,
+            plan=plan, staging=staging,
         )  # fmt: skip
-        self._thread = threading.Thread(
-            target=self._run, args=(save, began, time.monotonic() - began), name=f"save-{info.step}", daemon=True
-        )
-        self._thread.start()
+        self._saving = info.step
+        self._start(self._run, save, started, time.monotonic() - began)
         return True
 
-    def _planned(self, tensors: Mapping[str, Tensor], step: int, state: JSON) -> tuple[Plan, Staging, bool]:
-        """The plan and the memory for it, and whether `step` is committed. One small message while nothing changes."""
+    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
+        """Plan the saves of such tensors and get the memory for them: the first then pauses no longer than the others.
+
+        Collective. Worth calling once an optimizer has made its first step, since before that it has no state.
+        Raises CheckpointError as `save` does.
+        """
+        self._join()
+        planned = self._planned(tensors, -1, "")
+        if planned is not None:
+            self._start(planned[1].touch)
+
+    def _start(self, action: Callable[..., None], *args: Any) -> None:
+        # Not a daemon: when the program fails meanwhile, its last save still ends, on all ranks, before the process does.
+        # A daemon that is inside torch when the interpreter goes away aborts the process, whose exit code is then lost.
+        self._thread = threading.Thread(target=action, args=args, name="checkpoint")
+        self._thread.start()
+
+    def _planned(self, tensors: Mapping[str, Tensor], step: int, unsayable: str) -> tuple[Plan, Staging] | None:
+        """The plan and the memory for it; None when `step` is committed. One small message while nothing changes."""
         now = structure(tensors)
-        plan, staging = self._plan, self._staging
-        changed = plan is None or staging is None or now != self._structure
+        changed = self._planned_for is None or now != self._planned_for[0]
         already = self._store.is_leader and (self._folder / step_name(step) / MANIFEST).exists()
-        unsayable = _unsayable(state)
         any_changed, any_already, any_unsayable, most, least = self._group.largest(
             [changed, already, bool(unsayable), step, -step]
         )
@@ -185,16 +203,14 @@ class Checkpointer:
             raise CheckpointError(
                 f"the state of step {step} cannot be written as JSON", why=unsayable or "another rank says which part"
             )
-        if any_changed and not any_already:
+        if any_already:
+            return None
+        if any_changed or self._planned_for is None:
             plan = make_plan(tensors, self._group)
-            staging = Staging(plan.items, tensors)
-            self._plan, self._staging, self._structure = plan, staging, now
-        if plan is None or staging is None:
-            plan = Plan(items=())
-            staging = Staging((), tensors)
-        return plan, staging, bool(any_already)
+            self._planned_for = (now, plan, Staging(plan.items, tensors))
+        return self._planned_for[1:]
 
-    def _run(self, save: Save, began: float, pause: float) -> None:
+    def _run(self, save: Save, started: float, pause: float) -> None:
         commit = Commit(save, self._store, self._group, self._log)
         error = "the thread of the save ended unexpectedly"
         try:
@@ -209,7 +225,7 @@ class Checkpointer:
                     step=save.info.step,
                     error=error,
                     pause=pause,
-                    seconds=time.monotonic() - began,
+                    seconds=time.monotonic() - started,
                     size=0 if error else commit.size,
                 )
             )
@@ -260,12 +276,12 @@ class Checkpointer:
     def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
-            self._thread = None
+            self._thread = self._saving = None
 
 
-def _unsayable(state: JSON) -> str:
+def _as_text(state: JSON) -> tuple[str, str]:
+    """The state as JSON, and why it cannot be that."""
     try:
-        json.dumps(state, allow_nan=False)
+        return json.dumps(state, allow_nan=False), ""
     except (ValueError, TypeError, RecursionError) as error:
-        return f"{error}; encode it with moorage.checkpoint.jsonable.encode"
-    return ""
+        return "", f"{error}; encode it with moorage.checkpoint.jsonable.encode"

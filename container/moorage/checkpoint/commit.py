@@ -7,6 +7,7 @@ did, and the checkpoint before this one is as it was.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import platform
 import time
@@ -31,11 +32,10 @@ from moorage.checkpoint.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Save:
-    """All that one save needs, none of which training changes any more."""
+    """All that one save needs, none of which training changes any more. state: JSON of `objects` and `per_rank`."""
 
     info: SaveInfo
-    objects: JSON
-    per_rank: JSON
+    state: str
     best: bool
     attempt: int
     shard_name: str
@@ -75,8 +75,9 @@ class Commit:
 
         if reason := self._everywhere(self._make_folder, write_shard):
             return reason
-        shards = self._group.collect((shard, self._save.per_rank))
-        made = self._make_manifest(shards) if self._group.rank == 0 else None
+        state = json.loads(self._save.state)
+        shards = self._group.collect((shard, state["per_rank"]))
+        made = self._make_manifest(shards, state["objects"]) if self._group.rank == 0 else None
         metadata, manifest, self.size, reason = self._group.share(made)
         if reason:
             return reason
@@ -116,7 +117,10 @@ class Commit:
         self._written.append(self._folder / name)
         write_bytes(self._folder / name, data)
 
-    def _make_manifest(self, parts: Sequence[tuple[Shard | None, JSON]]) -> tuple[bytes, bytes, int, str]:
+    def _make_manifest(
+        self, parts: Sequence[tuple[Shard | None, JSON]], objects: JSON
+    ) -> tuple[bytes, bytes, int, str]:
+        """The metadata, the manifest, the bytes of all files, and why that cannot be made."""
         shards = [shard for shard, _ in parts]
         given = [value for _, value in parts]
         try:
@@ -131,7 +135,7 @@ class Commit:
                 attempt=self._save.attempt,
                 created=time.time(),
                 versions={"moorage": __version__, "torch": torch.__version__, "python": platform.python_version()},
-                objects=self._save.objects,
+                objects=objects,
                 per_rank=tuple(given) if any(value is not None for value in given) else (),
                 files=files,
             )

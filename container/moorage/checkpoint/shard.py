@@ -42,6 +42,11 @@ class Staging:
         """Bytes."""
         return sum(copy.nbytes for copy in self._copies)
 
+    def touch(self) -> None:
+        """Have the system give the memory now: it is what takes longest of a first copy."""
+        for copy in self._copies:
+            copy.zero_()
+
     @torch.no_grad()
     def copy(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy the items. When it returns the tensors may change: from a GPU the copies are queued ahead of that."""
