@@ -16,7 +16,7 @@ import pytest
 from jobs import Job
 from moorage.contract.config import JobConfig
 from moorage.contract.failure import Failure
-from moorage.launch import door
+from moorage.launch import control, door
 from moorage.launch.agreement import Agreement
 from moorage.launch.control import FirstHost, OtherHost
 from moorage.launch.door import LONGEST_HELLO, STRANGERS, job_token
@@ -81,7 +81,7 @@ class Table:
         return line({"type": "hello", "host": HOSTS[1], "instance": "one", "token": token, **fields})
 
     def joined(self) -> bool:
-        return not self.agreement._absent()
+        return not self.agreement.absent()
 
     def other(self, name: str = "job", **settings: Any) -> tuple[OtherHost, list[dict[str, Any]], list[Failure]]:
         """A second host's link; what it is told; why it gave up."""
@@ -113,7 +113,8 @@ class Table:
 
 
 @pytest.fixture
-def loop() -> Loop:
+def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
+    monkeypatch.setattr(control, "LAST_WORDS", 0.1)
     return Loop()
 
 
@@ -317,7 +318,6 @@ def test_a_first_host_that_ends_is_named(tmp_path: Path, loop: Loop) -> None:
     table.first.send({"type": "ready", "fingerprint": "f", "ranks": 2})
     table.until(lambda: told, "the start")
     for wire in table.first._wires.values():
-        wire.on_closed = lambda reason: None
         wire.close()
     table.until(lambda: lost, "the loss")
     assert f"lost the host {HOSTS[0]}: the connection was closed" in lost[0].message

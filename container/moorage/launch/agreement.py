@@ -100,9 +100,9 @@ class Agreement:
         self._known[host].present, self._known[host].rejoin_by = True, None
         if self.state is State.LEAVING and self.verdict is not None:
             return [(host, self.verdict)]
-        if self._failures and not self._absent():
+        if self._failures and not self.absent():
             return self._leave_with(self._root())
-        if self.state is State.JOINING and not self._failures and not self._absent():
+        if self.state is State.JOINING and not self._failures and not self.absent():
             self._deadline = None  # what a host prepares may take its time
         return []
 
@@ -190,7 +190,7 @@ class Agreement:
     def _failed(self, failure: Failure, now: float) -> list[Send]:
         self._failures.append(failure)
         if self.state is State.JOINING:
-            if not self._absent():
+            if not self.absent():
                 return self._leave_with(self._root())
             # Those that are still to come would wait for us in vain.
             self._deadline = min(now + LINGER, self.started + self.settings.join_timeout)
@@ -270,7 +270,8 @@ class Agreement:
     def _all(self, message: Message) -> list[Send]:
         return [(host, message) for host, known in self._known.items() if known.present]
 
-    def _absent(self) -> list[str]:
+    def absent(self) -> list[str]:
+        """Hosts that are still to come."""
         return [host for host, known in self._known.items() if not known.present and not known.lost]
 
     def _all_down(self) -> bool:
@@ -287,10 +288,10 @@ class Agreement:
             self._steps, self._progressed = int(step), True
 
     def _never_came(self) -> Failure:
-        missing = ", ".join(self._absent())
+        missing = ", ".join(self.absent())
         error = ClusterError(
             f"{missing} did not join within {self.settings.join_timeout:.0f} s",
-            why=f"{len(self._absent())} of {len(self.hosts)} hosts never reached {self.hosts[0]}",
+            why=f"{len(self.absent())} of {len(self.hosts)} hosts never reached {self.hosts[0]}",
             fix=f"look at the logs of {missing}; the time to wait is the setting join_timeout, the port control_port",
         )
         return Failure.from_error(error, self.hosts[0], time=time.time())

@@ -24,7 +24,7 @@ from moorage.launch.loop import Loop, Timer
 from moorage.launch.wire import Message, Wire
 
 LAST_WORDS = 3.0
-"""Seconds that the first host stays so that the others can hear that it is over."""
+"""Seconds that a host stays so that the others hear that it is over, or stopped, those too that have yet to come."""
 
 CONNECT_WITHIN = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
@@ -88,10 +88,8 @@ class FirstHost:
         if self._door is None:
             return
         until = time.monotonic() + LAST_WORDS
-        for wire in self._wires.values():
-            wire.on_closed = lambda reason: None
         timer = self._loop.after(LAST_WORDS, lambda: None)
-        self._loop.run(lambda: time.monotonic() >= until or not any(w.is_open for w in self._wires.values()))
+        self._loop.run(lambda: time.monotonic() >= until or not (self._wires or self._agreement.absent()))
         timer.cancel()
         self._door.close()
         for wire in self._wires.values():

@@ -21,7 +21,7 @@ from moorage.contract.progress import clear_progress, read_progress
 from moorage.errors import STOPPED, MoorageError, StopTimeout
 from moorage.launch.agreement import LEAVE_MARGIN, TERMINATED
 from moorage.launch.attempt import Attempt
-from moorage.launch.control import Link
+from moorage.launch.control import LAST_WORDS, Link
 from moorage.launch.logs import LogPump
 from moorage.launch.loop import Loop
 from moorage.launch.plan import plan_launch
@@ -220,9 +220,9 @@ class Supervisor:
 
     def _stop_everywhere(self) -> None:
         self._stop()
-        heard = self._link.send({"type": "stop"})
-        if not heard and self._attempt is None:
-            self._verdict = Verdict(code=STOPPED, why="stopped before it joined the other hosts")
+        if not self._link.send({"type": "stop"}) and self._attempt is None:
+            # The first host may be there in a moment, and would wait for this one.
+            self._loop.after(LAST_WORDS, self._alone)
 
     def _stop(self) -> None:
         grace = self._config.settings.grace
