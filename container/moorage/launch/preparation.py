@@ -5,6 +5,7 @@ A forked process, so that what it imports costs PID 1 neither time nor memory, a
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import selectors
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,17 +139,9 @@ class Preparation:
         stderr = [line.decode("utf-8", "replace") for line in self._stderr.tail.copy()]
         ending = Ending(rank=0, status=self._status or 1, error_file=NO_ERROR_FILE, stderr=stderr)
         found = diagnose(ending, self._config.current_host)
-        what = f"preparing the job on {found.host} {found.how}"
-        self.on_failed(
-            Failure(
-                host=found.host,
-                code=found.code,
-                message=f"{what}: {found.message}",
-                frames=found.frames,
-                hint=found.hint,
-                time=found.time,
-            )
-        )
+        said = f": {found.message}" if found.message else ""
+        message = f"preparing the job {found.how}{said}"
+        self.on_failed(dataclasses.replace(found, rank=None, signal=0, message=message, consequence=False))
 
 
 def _in_child(
@@ -170,7 +164,7 @@ def _in_child(
         result.sendall(json.dumps(value).encode())
         code = 0
     except BaseException:  # noqa: BLE001  (a fork must never go on as its parent, which reports this traceback)
-        sys.excepthook(*sys.exc_info())
+        os.write(2, traceback.format_exc().encode("utf-8", "backslashreplace"))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
