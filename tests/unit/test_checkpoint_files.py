@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -344,3 +345,8 @@ def test_moving_aside_leaves_what_is_being_uploaded_but_not_as_a_checkpoint(tmp_
     (checkpoint / (METADATA + UPLOADING)).touch()
     assert layout.move_aside(tmp_path, 10) is None
     assert layout.committed(tmp_path) == [] and (checkpoint / METADATA).exists()
+
+
+def test_listing_choosing_and_pruning_need_no_torch() -> None:
+    code = "import sys; from moorage.checkpoint import agree, manifest, retention; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
