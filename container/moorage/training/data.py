@@ -79,7 +79,7 @@ class Identity:
     seed: int
 
 
-class GlobalOrder(Sampler[Part]):
+class GlobalOrder(Sampler[Any]):
     """The order of one dataset, and this rank's stripe of it. A batch sampler for DataLoader."""
 
     def __init__(

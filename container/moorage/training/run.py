@@ -71,6 +71,7 @@ class Run:
         self._optimizers: list[Optimizer] = []
         self._schedulers: list[LRScheduler] = []
         self._hyperparameters: Hyperparameters | None = None
+        self._prepared = False
 
     # What a program asks of its job
 
@@ -199,7 +200,7 @@ class Run:
             return
         position = self._position
         position.step, position.epoch, position.samples = manifest.step, manifest.epoch, manifest.samples
-        run_state = manifest.objects["run"]
+        run_state = self._saver.run_state(manifest)
         self._best.restore(run_state["best"])
         self._feed.restore(run_state["feed"], self._saver.restore_rank())
         self._update_progress()
@@ -280,6 +281,9 @@ class Run:
         self._position.step += 1
         self._position.samples += num_samples
         self._update_progress()
+        if not self._prepared:
+            self._saver.prepare(self._run_state(), self._feed.stream_state())
+            self._prepared = True
         every = self.settings.log_every
         if every and self._position.step % every == 0:
             self._log(self._take_step_metrics())
@@ -407,12 +411,15 @@ class Run:
     def _save(self, *, best: bool = False, wait: bool = False) -> None:
         self._saver.save(
             self._position,
-            run_state={"best": self._best.state(), "feed": self._feed.state()},
+            run_state=self._run_state(),
             stream=self._feed.stream_state(),
             metrics=self._last_metrics,
             best=best,
             wait=wait,
         )
+
+    def _run_state(self) -> dict[str, Any]:
+        return {"best": self._best.state(), "feed": self._feed.state()}
 
     def _close(self, event: str) -> None:
         self._saver.close()

@@ -11,7 +11,8 @@ import torch
 
 from moorage.checkpoint.checkpointer import Checkpointer, Outcome, SaveInfo
 from moorage.checkpoint.jsonable import decode, encode, tensor_names
-from moorage.checkpoint.manifest import Manifest
+from moorage.checkpoint.manifest import JSON, Manifest
+from moorage.checkpoint.plan import Tensors
 from moorage.checkpoint.rng import capture_rng, restore_rng
 from moorage.checkpoint.state import capture, restore, template
 from moorage.contract.ledger import Ledger
@@ -70,6 +71,10 @@ class Saver:
         )  # fmt: skip
         self._ledger.write("resume", step=manifest.step, world_size=manifest.world_size, seconds=round(seconds, 3))
 
+    def run_state(self, manifest: Manifest) -> Any:
+        """What the Run itself had saved."""
+        return decode(manifest.objects["run"], dict[str, torch.Tensor]().__getitem__)
+
     def restore_rank(self) -> Any:
         """Set this rank's random numbers as they were, where the checkpoint has them; returns its stream's state."""
         if self._manifest is None:
@@ -116,19 +121,27 @@ class Saver:
         if not self._tracked:
             log.warning("no checkpoint is saved: nothing is tracked; call run.track(model=..., optimizer=...)")
             return
-        tensors, objects = capture(self._tracked)
-        tensors.update(capture_rng(self._rank))
-        per_rank = encode(stream, f"stream/{self._rank:05d}", tensors)
+        tensors, objects, per_rank = self._state(run_state, stream)
         info = SaveInfo(
             step=position.step, epoch=position.epoch, samples=position.samples, strategy=self.strategy,
             metrics=dict(metrics), seed=self._settings.seed,
         )  # fmt: skip
-        saved = self._checkpointer.save(
-            tensors, info=info, objects={**objects, "run": dict(run_state)}, per_rank=per_rank, best=best
-        )
+        saved = self._checkpointer.save(tensors, info=info, objects=objects, per_rank=per_rank, best=best)
         if best and not saved:
             self._checkpointer.mark_best(position.step)
         self._tell(self._checkpointer.wait() if wait else self._checkpointer.poll())
+
+    def _state(self, run_state: Mapping[str, Any], stream: Any) -> tuple[Tensors, dict[str, JSON], JSON]:
+        tensors, objects = capture(self._tracked)
+        tensors.update(capture_rng(self._rank))
+        per_rank = encode(stream, f"stream/{self._rank:05d}", tensors)
+        return tensors, {**objects, "run": encode(run_state, "run", tensors)}, per_rank
+
+    def prepare(self, run_state: Mapping[str, Any], stream: Any) -> None:
+        """Plan the saves and get the memory for them, once the optimizers have a state, so that the first save pauses
+        training no longer than those after it."""
+        if self._tracked:
+            self._checkpointer.prepare(self._state(run_state, stream)[0])
 
     def poll(self) -> None:
         """Say how a save behind the training ended, once it has."""
