@@ -18,10 +18,11 @@ from moorage.contract.config import JobConfig
 from moorage.contract.failure import Failure
 from moorage.launch import control, door
 from moorage.launch.agreement import Agreement
-from moorage.launch.control import FirstHost, OtherHost
+from moorage.launch.control import FirstHost
 from moorage.launch.door import LONGEST_HELLO, STRANGERS, job_token
 from moorage.launch.loop import Loop
 from moorage.launch.ports import free_port
+from moorage.launch.uplink import OtherHost
 from support import loopback_hosts
 
 HOSTS = loopback_hosts(2)

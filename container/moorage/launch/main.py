@@ -18,13 +18,14 @@ from moorage.contract.paths import Paths
 from moorage.contract.secrets import known_secrets
 from moorage.errors import ConfigError, MoorageError
 from moorage.launch.agreement import Agreement
-from moorage.launch.control import FirstHost, Link, OtherHost
+from moorage.launch.control import FirstHost, Link
 from moorage.launch.logs import LineFormatter, LogPump, PumpHandler
 from moorage.launch.loop import Loop
 from moorage.launch.ports import free_port
 from moorage.launch.preparation import Preparation, prepare_job
 from moorage.launch.ranks import adopt_orphans
 from moorage.launch.supervisor import Supervisor, Verdict
+from moorage.launch.uplink import OtherHost
 
 HELP = """\
 train [PROGRAM [ARGS...]]    run a SageMaker training job on this host
