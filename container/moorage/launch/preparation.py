@@ -5,6 +5,7 @@ A forked process, so that what it imports costs PID 1 neither time nor memory, a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -78,6 +79,9 @@ class Preparation:
         self.pid = os.fork()
         if self.pid == 0:
             _in_child(parent, work, host=config.current_host, result=result, stdout=out_write, stderr=err_write)
+        # Both do it: whoever of them comes first, the group is there before it can be killed.
+        with contextlib.suppress(OSError):
+            os.setpgid(self.pid, self.pid)
         for descriptor in (out_write, err_write):
             os.close(descriptor)
         result.close()
@@ -152,7 +156,7 @@ def _in_child(
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
-        os.setsid()
+        os.setpgid(0, 0)
         die_with_parent(parent)
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)
