@@ -135,7 +135,7 @@ class Attempt:
         if rank.pid and not (rank.killed and rank.status == -signal.SIGKILL):
             self._judge(rank, rank.status)
         if self.over:
-            kill_children(spared=lambda pid: False)
+            kill_children()
             self.on_over([rank.status for rank in self._ranks if rank.status is not None])
 
     def _judge(self, rank: _Rank, status: int) -> None:

@@ -102,12 +102,11 @@ def reap(ours: Callable[[int], bool]) -> list[tuple[int, int]]:
         ended.append((found.si_pid, os.waitstatus_to_exitcode(status)))
 
 
-def kill_children(spared: Callable[[int], bool]) -> None:
-    """SIGKILL to what has come to us from ranks that ended: processes that left their session."""
+def kill_children() -> None:
+    """SIGKILL to all children: when the ranks have ended, those are processes that left a rank's session."""
     try:
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
     except OSError:  # a kernel without CONFIG_PROC_CHILDREN; in a container they end with PID 1
         return
     for pid in map(int, children):
-        if not spared(pid):
-            _send(os.kill, pid, signal.SIGKILL)
+        _send(os.kill, pid, signal.SIGKILL)

@@ -24,9 +24,9 @@ from moorage.launch.attempt import Attempt
 from moorage.launch.control import LAST_WORDS, Link
 from moorage.launch.logs import LogPump
 from moorage.launch.loop import Loop
-from moorage.launch.plan import plan_launch
+from moorage.launch.plan import LaunchPlan, plan_launch
 from moorage.launch.preparation import Preparation, Prepared
-from moorage.launch.ranks import reap
+from moorage.launch.ranks import kill_children, reap
 from moorage.launch.restart import folder_state
 from moorage.launch.wire import Message
 
@@ -69,6 +69,7 @@ class Supervisor:
         self._stop_at: float | None = None
         self._verdict: Verdict | None = None
         self._lost: Failure | None = None
+        self._own: Failure | None = None
         self._ledger = Ledger.none()
 
     def refuse(self, error: MoorageError) -> None:
@@ -142,17 +143,8 @@ class Supervisor:
         if self._stop_at is not None:
             self._link.send({"type": "down", "attempt": number, "codes": [STOPPED], "step": None, "saved": False})
             return
-        assert self._prepared is not None and self.cluster is not None
-        plan = plan_launch(
-            self._config,
-            self.cluster.with_ranks(ranks),
-            self._prepared.program,
-            env=self._env,
-            job_env=self._prepared.job_env,
-            attempt=number,
-            port=port,
-            run_folder=self._run_folder,
-        )
+        self._own = None
+        plan = self._plan(number, port, ranks)
         logger.info("%s", plan.describe())
         for note in plan.notes if number == 0 else ():
             logger.warning("%s", note)
@@ -173,6 +165,19 @@ class Supervisor:
         self._saved_state = folder_state(self._config.checkpoint_folder)
         self._attempt.start()
 
+    def _plan(self, number: int, port: int, ranks: Mapping[str, int]) -> LaunchPlan:
+        assert self._prepared is not None and self.cluster is not None
+        return plan_launch(
+            self._config,
+            self.cluster.with_ranks(ranks),
+            self._prepared.program,
+            env=self._env,
+            job_env=self._prepared.job_env,
+            attempt=number,
+            port=port,
+            run_folder=self._run_folder,
+        )
+
     # What the ranks do
 
     def _reap(self) -> None:
@@ -186,6 +191,8 @@ class Supervisor:
 
     def _rank_failed(self, failure: Failure) -> None:
         failure = failure.redacted(self._secrets)
+        if not failure.consequence:
+            self._own = self._own or failure
         logger.warning("%s%s", failure.headline, " (it may be the effect of another)" if failure.consequence else "")
         self._ledger.write(
             "failed", attempt=self._number, rank=failure.rank, code=failure.code, message=failure.message
@@ -248,8 +255,8 @@ class Supervisor:
 
     def _alone(self) -> None:
         """Nobody told us that it is over, and the platform would not wait for that either."""
-        if self._verdict is None and self._lost is not None:
-            self._verdict = Verdict(code=self._lost.code, failure=self._lost)
+        if failure := self._own or self._lost:
+            self._verdict = self._verdict or Verdict(code=failure.code, failure=failure)
         self._verdict = self._verdict or Verdict(code=STOPPED, why="stopped, without a word from the other hosts")
 
     def _unreachable(self, failure: Failure) -> None:
@@ -285,6 +292,7 @@ class Supervisor:
             timer = self._loop.after(LEAVE_MARGIN, _nothing)
             self._loop.run(lambda: attempt.over or time.monotonic() >= until)
             timer.cancel()
+        kill_children()
         self._ledger.close()
 
 
