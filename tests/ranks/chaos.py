@@ -82,7 +82,7 @@ class ChaosJob:
             Note(rank=int(path.stem.removeprefix("rank-")), **json.loads(line))
             for folder in self.folders
             for path in (folder.base / "notes").glob("rank-*.jsonl")
-            for line in path.read_text(encoding="utf-8").splitlines()
+            for line in _whole_lines(path.read_bytes())
         ]
         return sorted(found, key=lambda note: note.time)
 
@@ -101,10 +101,10 @@ class ChaosJob:
             for path in (folder.base / "notes").glob("rank-*.jsonl"):
                 with path.open("rb") as file:
                     file.seek(max(0, path.stat().st_size - 2000))
-                    *_, last = file.read().splitlines() or [b""]
-                if last:
+                    lines = _whole_lines(file.read())
+                if lines:
                     rank = int(path.stem.removeprefix("rank-"))
-                    found[rank] = Note(rank=rank, **json.loads(last))
+                    found[rank] = Note(rank=rank, **json.loads(lines[-1]))
         return found
 
     def weights(self) -> Weights:
@@ -150,6 +150,11 @@ class ChaosJob:
                     assert event["step"] == stopped, self._history()
                 else:
                     stopped = event["step"]
+
+
+def _whole_lines(data: bytes) -> list[bytes]:
+    """Without the last one while it is being written: a reader can see the first part of a write."""
+    return data.split(b"\n")[:-1]
 
 
 STORY = ("start", "resume", "failed", "stop", "stopped", "finished", "leave")

@@ -32,6 +32,7 @@ def _interrupt(job: ChaosJob, die: random.Random, *, most: int, set_up: float) -
     stops = 0
     while True:
         with job.start(checkpoint_steps=die.choice([0, 3, 11])) as hosts:
+            hosts[0].wait_for("moorage:")  # from here on it can hear a signal
             done = job.peak()
             if stops < most and done < job.steps:
                 until = done + max(1, (job.steps - done) * 2 // (most - stops + 2))
