@@ -370,3 +370,17 @@ def test_as_pid_1(tmp_path: Path) -> None:
             assert host.ends(10) == 143, host.report()
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize(("trap", "code"), [("", 143), ("trap 'echo trapped; kill $!; wait; exit 7' TERM", 7)])
+def test_a_shell_script_lets_its_command_save(tmp_path: Path, trap: str, code: int) -> None:
+    """A shell dies of SIGTERM while it waits; then the command it runs is asked, unless the script has a trap."""
+    folder = JobFolder(tmp_path / "algo-1")
+    folder.code(saves=textwrap.dedent(GRACEFUL.format(code=143)))
+    waits = f"{sys.executable} saves.py & wait $!" if trap else f"{sys.executable} saves.py"
+    folder.file("code/start.sh", f"{trap}\n{waits}\n")
+    with run_train(tmp_path, ranks=1, hyperparameters={"sagemaker_program": "start.sh"}) as (host,):
+        host.wait_for("ready 0")
+        host.signal()
+        assert host.ends() == code, host.report()
+    assert host.lines("trapped") if trap else host.lines("saved 0")

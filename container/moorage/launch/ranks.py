@@ -14,6 +14,7 @@ from pathlib import Path
 from moorage.errors import ProgramError
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_SHELLS = frozenset({"bash", "dash", "sh", "busybox", "zsh", "ksh"})
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -69,8 +70,30 @@ def start_process(argv: tuple[str, ...], *, env: Mapping[str, str], cwd: Path) -
 
 
 def terminate(pid: int) -> None:
-    """SIGTERM to the main process only: DataLoader workers must go on while it saves."""
-    _send(os.kill, pid, signal.SIGTERM)
+    """SIGTERM to the main process only: DataLoader workers must go on while it saves.
+
+    A shell without a trap would die of it at once, and with it the command it waits for, which is then the one to ask.
+    """
+    asked = _children(pid) if _is_shell_without_trap(pid) else []
+    for process in asked or [pid]:
+        _send(os.kill, process, signal.SIGTERM)
+
+
+def _is_shell_without_trap(pid: int) -> bool:
+    try:
+        shell = Path(f"/proc/{pid}/exe").readlink().name in _SHELLS
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except OSError:  # it has ended
+        return False
+    caught = next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:")), 0)
+    return shell and not caught & 1 << (signal.SIGTERM - 1)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    except OSError:  # it has ended, or the kernel is without CONFIG_PROC_CHILDREN
+        return []
 
 
 def kill_group(pid: int) -> None:
@@ -104,9 +127,5 @@ def reap(ours: Callable[[int], bool]) -> list[tuple[int, int]]:
 
 def kill_children() -> None:
     """SIGKILL to all children: when the ranks have ended, those are processes that left a rank's session."""
-    try:
-        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
-    except OSError:  # a kernel without CONFIG_PROC_CHILDREN; in a container they end with PID 1
-        return
-    for pid in map(int, children):
+    for pid in _children(os.getpid()):
         _send(os.kill, pid, signal.SIGKILL)
