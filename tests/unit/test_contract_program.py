@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from jobs import Job
+from moorage.contract.fingerprint import fingerprint
 from moorage.contract.program import Program, prepare
 from moorage.errors import ConfigError, ProgramError
 
@@ -409,3 +410,22 @@ class TestFingerprint:
         path.unlink()
         os.mkfifo(path)
         assert self.same(hosts)
+
+
+def test_a_mount_below_the_code_and_files_without_end_do_not_hold_the_start_up(tmp_path: Path) -> None:
+    """A program named by hand may lie in any folder, /proc and all below it."""
+    if subprocess.run(
+        ["mount", "-t", "proc", "proc", _made(tmp_path / "proc")], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("mounting needs root")
+    try:
+        (tmp_path / "train.py").write_text("pass")
+        assert fingerprint(tmp_path, []) != fingerprint(tmp_path, ["x"])
+        assert fingerprint(tmp_path, []) == fingerprint(tmp_path, [], [tmp_path / "proc"])
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path / "proc")], check=True)
+
+
+def _made(folder: Path) -> str:
+    folder.mkdir()
+    return str(folder)

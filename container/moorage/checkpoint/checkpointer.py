@@ -184,7 +184,7 @@ class Checkpointer:
             self._start(planned[1].touch)
 
     def _start(self, action: Callable[..., None], *args: Any) -> None:
-        # Not a daemon: when the program fails meanwhile, its last save still ends, on all ranks, before the process does.
+        # Not a daemon: when the program fails meanwhile, its last save still ends on all ranks before the process does.
         # A daemon that is inside torch when the interpreter goes away aborts the process, whose exit code is then lost.
         self._thread = threading.Thread(target=action, args=args, name="checkpoint")
         self._thread.start()

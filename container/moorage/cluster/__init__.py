@@ -2,8 +2,7 @@
 
 from moorage.cluster.cluster import Cluster, detect
 from moorage.cluster.devices import Devices
-from moorage.cluster.hosts import wait_for_hosts
 from moorage.cluster.reasons import Reason
 from moorage.cluster.system import System
 
-__all__ = ["Cluster", "Devices", "Reason", "System", "detect", "wait_for_hosts"]
+__all__ = ["Cluster", "Devices", "Reason", "System", "detect"]

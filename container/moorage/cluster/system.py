@@ -7,8 +7,10 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from moorage.cluster.hosts import Resolver
+Resolver = Callable[..., Any]
+"""socket.getaddrinfo, or something like it."""
 
 
 def _allowed_cpus() -> int:

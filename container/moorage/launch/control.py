@@ -18,6 +18,9 @@ from moorage.launch.door import Door, job_token
 from moorage.launch.loop import Loop, Timer
 from moorage.launch.wire import Message, Wire
 
+SAY_EVERY = 10.0
+"""Seconds between two lines about a host that is waited for."""
+
 LAST_WORDS = 3.0
 """Seconds that a host stays so that the others hear that it is over, or stopped, those too that have yet to come."""
 
@@ -70,8 +73,14 @@ class FirstHost:
                 on_guest=self._guest,
             )
             self._beat()
+            self._loop.after(SAY_EVERY, self._say_who_is_missing)
         self._do(self._agreement.joined(self._host, time.monotonic()))
         self.on_connected()
+
+    def _say_who_is_missing(self) -> None:
+        if absent := self._agreement.absent():
+            logger.info("waiting for %s, %.0f s at most in all", ", ".join(absent), self._config.settings.join_timeout)
+            self._loop.after(SAY_EVERY, self._say_who_is_missing)
 
     def send(self, message: Message) -> bool:
         self._do(self._agreement.heard(self._host, message, time.monotonic()))

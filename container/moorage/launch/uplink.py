@@ -14,7 +14,7 @@ from moorage.contract.config import JobConfig
 from moorage.contract.failure import Failure
 from moorage.errors import ClusterError
 from moorage.launch.agreement import REJOIN, lost_host
-from moorage.launch.control import Pulse
+from moorage.launch.control import SAY_EVERY, Pulse
 from moorage.launch.door import HELLO_WITHIN, job_token, proof
 from moorage.launch.loop import Loop
 from moorage.launch.wire import Message, Wire
@@ -47,6 +47,7 @@ class OtherHost:
     def open(self) -> None:
         self._dial()
         self._beat()
+        self._loop.after(SAY_EVERY, self._say_that_we_wait)
 
     def send(self, message: Message) -> bool:
         if self._wire is None or not self._welcome:
@@ -113,6 +114,11 @@ class OtherHost:
             self._started |= kind == "start"
             self._over |= kind == "leave"
             self.on_message(message)
+
+    def _say_that_we_wait(self) -> None:
+        if not self._welcome and not self._over:
+            logger.info("waiting for %s, %.0f s at most in all", self._first, self._config.settings.join_timeout)
+            self._loop.after(SAY_EVERY, self._say_that_we_wait)
 
     def _unanswered(self, wire: Wire) -> None:
         if self._wire is wire:
