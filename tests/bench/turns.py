@@ -8,6 +8,7 @@ in a read. A ratio then compares seconds that lie next to each other.
 from __future__ import annotations
 
 import os
+import random
 import selectors
 import signal
 import socket
@@ -122,11 +123,14 @@ class Conductor:
         self.contenders[name].ranks[int(rank)] = connection
 
     def rounds(self, num: int, *, timeout: float) -> dict[str, list[tuple[float, ...]]]:
-        """What each contender measured in each round, after one round that only warms up."""
+        """What each contender measured in each round, after one round that only warms up.
+
+        The order is drawn anew each round: whose turn came before can matter.
+        """
         values: dict[str, list[tuple[float, ...]]] = {name: [] for name in self.contenders}
         for number in range(num + 1):
-            for name, contender in self.contenders.items():
-                measured = contender.turn(timeout)
+            for name in random.sample(list(self.contenders), len(self.contenders)):
+                measured = self.contenders[name].turn(timeout)
                 if number:
                     values[name].append(measured)
             shown = "  ".join(f"{name} {value[-1][0]:.3f}" for name, value in values.items() if value)
