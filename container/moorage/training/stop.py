@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from types import FrameType
 
 import torch
@@ -93,37 +94,65 @@ STOP, SAVE = 1, 2
 """What a rank can ask of all ranks: bits of one number."""
 
 
+EXCHANGE_SECONDS = 0.2
+"""About how often ranks exchange their wishes: an exchange takes the cores a part of a millisecond."""
+
+
 class Agreement:
     """The ranks' wishes, or-ed, so that all act on them at the same step.
 
-    The exchange is an all-reduce over gloo that runs while the step computes; its result is taken at the next one.
-    So it costs no waiting, and a wish takes effect one step after it was made.
+    The exchange is an all-reduce over gloo that runs while the step computes; its result is taken at the next one, so
+    it costs no waiting. Where steps are short not every step has one: how many go by is reckoned from the number of
+    calls and from the pace of the slowest rank, which is exchanged too, so that all ranks reckon alike.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self._group = group
-        self._wishes = torch.zeros(2, dtype=torch.int32)
+        self._message = torch.zeros(3, dtype=torch.int64)
         self._work: dist.Work | None = None
+        self._wishes = 0
+        self._calls = self._posted_at = 0
+        self._posted_time = time.monotonic()
+        self._due = 1
+        self._microseconds = 0  # per call, of the slowest rank
 
     def exchange(self, wishes: int) -> int:
-        """Give this rank's wishes; take what all ranks wished at the last call. Every rank calls it alike."""
+        """Give this rank's wishes; take what all ranks wished when they last exchanged them. Every rank calls alike."""
         if self._group is None:
             return wishes
+        self._calls += 1
+        self._wishes |= wishes
         agreed = self._result()
-        self._wishes[0] = wishes & STOP
-        self._wishes[1] = wishes & SAVE
-        self._work = dist.all_reduce(self._wishes, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        if self._calls >= self._due:
+            self._post()
+            # The eighth keeps the first calls close together, while the pace is not yet known well.
+            most = self._calls // 8
+            self._due = self._calls + max(1, min(most, int(EXCHANGE_SECONDS * 1e6) // max(1, self._microseconds)))
         return agreed
 
     def settle(self, wishes: int) -> int:
         """Exchange, and take the result at once."""
         if self._group is None:
             return wishes
-        return self.exchange(wishes) | self._result()
+        self._wishes |= wishes
+        agreed = self._result()
+        self._post()
+        return agreed | self._result()
+
+    def _post(self) -> None:
+        now = time.monotonic()
+        pace = (now - self._posted_time) / max(1, self._calls - self._posted_at)
+        self._posted_time, self._posted_at = now, self._calls
+        self._message[0], self._message[1] = self._wishes & STOP, self._wishes & SAVE
+        self._message[2] = int(pace * 1e6)
+        self._wishes = 0
+        self._work = dist.all_reduce(self._message, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def _result(self) -> int:
         if self._work is None:
             return 0
         self._work.wait()
         self._work = None
-        return int(self._wishes[0]) | int(self._wishes[1])
+        stop, save, pace = (int(value) for value in self._message)
+        self._microseconds = pace
+        return stop | save
