@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moorage.training import data
+from moorage.training.loaders import make_loader
 
 CPU = torch.device("cpu")
 
@@ -119,7 +120,7 @@ def test_random_augmentation_is_the_same_after_a_resume_and_with_workers(workers
     def epoch(start: int, num_workers: int) -> list[float]:
         plan = order(24)
         plan.epoch, plan.start = 1, start
-        loader = data.make_loader(Noisy(), plan, device=CPU, options={"num_workers": num_workers})
+        loader = make_loader(Noisy(), plan, device=CPU, options={"num_workers": num_workers})
         return [value for batch in loader for value in batch.tolist()]
 
     whole = epoch(0, 0)
@@ -128,7 +129,7 @@ def test_random_augmentation_is_the_same_after_a_resume_and_with_workers(workers
 
 
 def test_making_an_iterator_leaves_the_training_random_numbers_alone() -> None:
-    loader = data.make_loader(torch.utils.data.TensorDataset(torch.arange(8)), order(8), device=CPU, options={})
+    loader = make_loader(torch.utils.data.TensorDataset(torch.arange(8)), order(8), device=CPU, options={})
     torch.manual_seed(5)
     before = torch.get_rng_state()
     iter(loader)

@@ -8,20 +8,14 @@ do not depend on workers, nor on where a job was interrupted.
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
 import random
-import signal
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
-
-from moorage.errors import ConfigError
+from torch.utils.data import Sampler
 
 
 class Part(NamedTuple):
@@ -163,82 +157,6 @@ EVALUATION = -1
 
 def _indices(chunk: Any) -> list[int]:
     return chunk.tolist() if isinstance(chunk, torch.Tensor) else list(chunk)
-
-
-class _Seeded(Dataset[Any]):
-    """A dataset whose random numbers depend on the sample's place in the order alone."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __getitems__(self, part: Part) -> list[Any]:
-        seed_all(part.seed)
-        fetch = getattr(self.dataset, "__getitems__", None)
-        return fetch(part.indices) if fetch else [self.dataset[index] for index in part.indices]
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-
-class _Worker:
-    """What a DataLoader worker does first: leave a SIGTERM to the whole process group to its rank."""
-
-    def __init__(self, user_init: Any) -> None:
-        self.user_init = user_init
-
-    def __call__(self, worker: int) -> None:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if self.user_init:
-            self.user_init(worker)
-
-
-def _end_workers() -> None:
-    """At the end of a rank. multiprocessing would end its daemons by SIGTERM, which ours ignore, and wait for them."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's own handler takes their end for a failure
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
-
-
-def _with_workers(options: dict[str, Any]) -> dict[str, Any]:
-    """DataLoader's options, with ours for its workers."""
-    if not options.get("num_workers"):
-        return dict(options)
-    atexit.unregister(_end_workers)
-    atexit.register(_end_workers)  # last in is first out: before multiprocessing's own
-    return {**options, "worker_init_fn": _Worker(options.get("worker_init_fn"))}
-
-
-def make_loader(dataset: Any, order: GlobalOrder, *, device: torch.device, options: dict[str, Any]) -> DataLoader[Any]:
-    """A DataLoader over `dataset` in `order`. `options` go to DataLoader as they are."""
-    defaults = {"pin_memory": device.type == "cuda", "persistent_workers": bool(options.get("num_workers"))}
-    # A generator of its own: making an iterator draws from it, and must not move the training's random numbers.
-    generator = torch.Generator().manual_seed(order.seed)
-    return DataLoader(_Seeded(dataset), batch_sampler=order, generator=generator, **defaults | _with_workers(options))
-
-
-def make_iterable_loader(dataset: Any, *, batch_size: int, options: dict[str, Any]) -> Any:
-    """A torchdata StatefulDataLoader over an iterable dataset.
-
-    Its state belongs to one rank with its workers: it resumes on the same number of ranks and workers only, and each
-    rank has to draw its own part of the stream. Raises ConfigError when torchdata is missing.
-    """
-    try:
-        from torchdata.stateful_dataloader import StatefulDataLoader
-    except ImportError:
-        raise ConfigError(
-            "an iterable dataset needs torchdata", why="it is not installed", fix="pip install 'moorage[iterable]'"
-        ) from None
-    with warnings.catch_warnings():
-        # torchdata 0.11 calls a function that torch 2.13 has deprecated.
-        warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
-        return StatefulDataLoader(dataset, batch_size=batch_size, **_with_workers(options))
-
-
-def is_iterable(dataset: Any) -> bool:
-    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

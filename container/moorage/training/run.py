@@ -22,10 +22,10 @@ from moorage.contract.metrics import metric_line
 from moorage.contract.progress import Progress
 from moorage.contract.secrets import redacted
 from moorage.errors import ConfigError
-from moorage.training import data
 from moorage.training.best import Best
 from moorage.training.export import export
 from moorage.training.feed import Feed, Position
+from moorage.training.loaders import build_loader
 from moorage.training.metrics import StepMetrics, scalar
 from moorage.training.parallel import clip, set_gradient_sync, spread
 from moorage.training.precision import Precision
@@ -132,32 +132,10 @@ class Run:
         draws its own part of the stream, and it resumes on the same ranks and workers only.
         Raises ConfigError when there is nothing to load.
         """
-        shares = self.world_size * self.settings.accumulation
-        if batch_size < shares:
-            raise ConfigError(
-                f"batch_size {batch_size} is less than one sample for each of {self.world_size} ranks "
-                f"x {self.settings.accumulation} micro-batches",
-                why="batch_size counts the samples of all ranks",
-                fix=f"use {shares} or more",
-            )
-        if data.is_iterable(dataset):
-            return data.make_iterable_loader(dataset, batch_size=batch_size // shares, options=options)
-        if batch_size % shares:
-            log.info(
-                "batch_size %d is not divisible by %d ranks x %d micro-batches: shares differ by one sample, and each "
-                "loss is weighted by its share, so that the gradient is that of the whole batch",
-                batch_size, self.world_size, self.settings.accumulation,
-            )  # fmt: skip
-        if len(dataset) < (batch_size if drop_last else 1):
-            raise ConfigError(
-                f"the dataset holds {len(dataset)} samples, less than one batch of {batch_size}",
-                fix="check the channel it is read from, lower batch_size, or use drop_last=False",
-            )
-        order = data.GlobalOrder(
-            len(dataset), batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, seed=self.settings.seed,
-            rank=self.rank, world_size=self.world_size, accumulation=self.settings.accumulation,
+        return build_loader(
+            dataset, batch_size, shuffle=shuffle, drop_last=drop_last, options=options, seed=self.settings.seed,
+            accumulation=self.settings.accumulation, place=self._place, device=self.device,
         )  # fmt: skip
-        return data.make_loader(dataset, order, device=self.device, options=options)
 
     def parallelize(
         self,
