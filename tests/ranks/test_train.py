@@ -80,6 +80,7 @@ ACCELERATE = """
     accelerator.backward(out.float().sum())
     kind = (accelerator.num_processes, accelerator.mixed_precision, type(model).__name__)
     print("accelerate", *kind, flush=True)
+    model, out = accelerator.free_memory(model, out)  # else gloo's threads can abort the process as Python ends
     accelerator.end_training()
 """
 

@@ -160,6 +160,22 @@ def test_a_program_that_says_nothing() -> None:
     assert "out of memory" in found.hint
 
 
+def test_the_last_words_of_native_code_without_the_noise_around_them() -> None:
+    stderr = [
+        "terminate called without an active exception",
+        "Fatal Python error: Aborted",
+        "",
+        "Thread 0x00007f8766024b80 (most recent call first):",
+        "  <no Python frame>",
+        "",
+        "Extension modules: numpy._core._multiarray_umath, yaml._yaml (total: 2)",
+    ]
+    found = diagnose(Ending(rank=1, status=-6, error_file=NO_FILE, stderr=stderr), "h")
+    assert found.headline == "rank 1 on h was killed by SIGABRT: terminate called without an active exception"
+    assert "destroy_process_group" in found.hint
+    assert not found.consequence
+
+
 def test_torchruns_error_file_wins_over_the_log(tmp_path: Path) -> None:
     file = tmp_path / "error.json"
     stack = 'Traceback (most recent call last):\n  File "/a/b/c/train.py", line 2, in main\n    go()\nValueError: x\n'

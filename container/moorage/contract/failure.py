@@ -203,6 +203,12 @@ _TEXT_HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "the ranks did not reach the same collective in time: one is stuck, much slower, or takes another branch.",
         ),
         (
+            r"terminate called without an active exception",
+            "Python ended while torch's communication threads were at work: let go of the model "
+            "(with accelerate: accelerator.free_memory(model)), then call torch.distributed.destroy_process_group(), "
+            "as the program's last lines.",
+        ),
+        (
             r"NCCL error|ncclSystemError|ncclRemoteError|ncclInternalError",
             "communication between devices failed: if no other rank failed before, run with NCCL_DEBUG=INFO "
             "and check that the security group lets the hosts reach one another on every port.",

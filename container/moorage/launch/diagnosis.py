@@ -136,6 +136,9 @@ def _short(file: str) -> str:
 
 
 def _from_last_lines(lines: Sequence[str]) -> _Said:
-    """No exception anywhere: the last lines it said, if any."""
+    """No exception anywhere: the C++ runtime's last words, else the last lines it said, if any."""
+    native = [line.strip() for line in lines[-40:] if _NATIVE.match(line)]
+    if native:
+        return _Said(message=" / ".join(native))
     last = [line.strip() for line in lines[-40:] if line.strip()][-3:]
     return _Said(message=" / ".join(last))
