@@ -94,6 +94,8 @@ def test_the_ranks_of_the_second_of_three_hosts(tmp_path: Path) -> None:
         "PYTHONPATH": "/opt/ml/code",
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
+        "MALLOC_MMAP_THRESHOLD_": "33554432",
+        "MALLOC_TRIM_THRESHOLD_": "67108864",
         "MOORAGE_RUN_FOLDER": "/tmp/run",
         "PATH": "/bin",
     }
