@@ -67,8 +67,11 @@ FROM python-base AS compiler-0
 
 FROM python-base AS compiler-1
 ARG DEBIAN_FRONTEND=noninteractive
+# Without what torch.compile has no use for: link-time optimisation, sanitizers, Python as a static library.
 RUN apt-get update -q && apt-get install -y -q --no-install-recommends g++ libpython3-dev && \
-    apt-get clean && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/log/apt /var/log/*.log /usr/share/doc/*/changelog* && \
+    apt-get clean && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/log/apt /var/log/*.log \
+        /usr/lib/gcc/*/*/lto1 /usr/lib/gcc/*/*/lib[alt]*san* /usr/lib/gcc/*/*/libubsan* /usr/lib/*/lib[alt]san.so.* \
+        /usr/lib/*/libubsan.so.* /usr/lib/python3*/config-*/*.a && \
     find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 
 

@@ -14,8 +14,17 @@ REPORTS := build/reports
 READY := $(VENV)/.ready
 BENCH_READY := $(BENCH_VENV)/.ready
 PINS := requirements/constraints.txt requirements/dev.txt requirements/install pyproject.toml
-SHELL_FILES := .ci/run requirements/install requirements/lock
-PYTHON_FILES := container tests examples $(wildcard train serve)
+SHELL_FILES := .ci/run requirements/install requirements/lock requirements/lock-image \
+	$(filter-out image/healthcheck image/%.py image/%.txt image/%.yml image/%.yaml image/%.json,$(wildcard image/*))
+PYTHON_FILES := container tests examples $(wildcard train serve image/healthcheck image/*.py)
+
+# What the image's targets take from the command line or the environment; image/build says what each means.
+VARIANT ?= cpu
+IMAGE ?= moorage
+TAG ?= $(VARIANT)
+export VARIANT IMAGE TAG BASE_IMAGE COMPILER EFA WHEELS TORCH_INDEX
+# Containers are tested where there is an engine and the image.
+HAS_IMAGE = $(shell docker image inspect $(IMAGE):cpu >/dev/null 2>&1 && echo tests/image)
 
 .PHONY: help
 help: ## List the targets
@@ -39,7 +48,44 @@ demo: $(READY) ## Train, interrupt and resume on real data; prints what was lost
 .PHONY: test
 test: $(READY) ## Run every test this machine can; JUnit XML in build/reports
 	@mkdir -p $(REPORTS)
-	@$(PYTEST) tests/unit tests/ranks --junitxml=$(REPORTS)/test.xml $(ARGS)
+	@MOORAGE_TEST_IMAGE=$(IMAGE):cpu $(PYTEST) tests/unit tests/ranks $(HAS_IMAGE) --junitxml=$(REPORTS)/test.xml $(ARGS)
+
+.PHONY: test-image
+test-image: $(READY) ## Run the tests of the CPU image in real containers (after `make build`)
+	@mkdir -p $(REPORTS)
+	@MOORAGE_TEST_IMAGE=$(IMAGE):cpu $(PYTEST) tests/image --junitxml=$(REPORTS)/image.xml $(ARGS)
+
+.PHONY: test-cuda
+test-cuda: $(READY) ## Build the CUDA variant and test what needs no GPU of it (gigabytes)
+	@image/test-cuda
+
+.PHONY: engine
+engine: ## Start a docker engine, installing Debian's where there is none
+	@image/engine
+
+.PHONY: base
+base: ## Make debian:bookworm-local by debootstrap, for an engine that reaches no registry
+	@image/base
+
+.PHONY: build
+build: ## Build the image: VARIANT=cpu|cuda, BASE_IMAGE, IMAGE, TAG, COMPILER=0, EFA=1
+	@image/build
+
+.PHONY: size
+size: ## Say what the image's size is made of
+	@image/size
+
+.PHONY: push
+push: $(READY) ## Push the image to its registry, ECR or another: REGISTRY, REPOSITORY
+	@$(BIN)/python image/push.py $(ARGS)
+
+.PHONY: sbom
+sbom: ## Write the image's bill of materials: build/reports/sbom-<variant>.json
+	@image/sbom
+
+.PHONY: scan
+scan: $(READY) ## Fail for a vulnerability that ECR found in the pushed image and nobody allowed
+	@$(BIN)/python image/scan.py $(ARGS)
 
 .PHONY: chaos
 chaos: $(READY) ## Run the kill and stop tests at their full counts (long)
@@ -67,8 +113,9 @@ fix: $(READY) ## Apply what lint can mend by itself
 	@$(BIN)/ruff format $(PYTHON_FILES)
 
 .PHONY: lock
-lock: ## Choose the newest versions that work together: requirements/constraints.txt
+lock: ## Choose the newest versions that work together: requirements/constraints.txt, and the image's locks
 	@requirements/lock
+	@requirements/lock-image
 
 .PHONY: clean
 clean: ## Remove environments, reports and caches
