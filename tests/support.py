@@ -77,6 +77,20 @@ class JobFolder(Job):
         return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
+def digits(folder: JobFolder, **hyperparameters: str) -> JobFolder:
+    """A job folder with the digits as its channel `train`."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    folder.write("inputdataconfig", {"train": {"TrainingInputMode": "File"}})
+    folder.hyperparameters(**{"epochs": "1", "moorage_log_every": "20", **hyperparameters})
+    channel = folder.base / "input" / "data" / "train"
+    channel.mkdir(parents=True)
+    data = load_digits()
+    np.savez(channel / "digits.npz", images=data.images.astype("uint8"), labels=data.target.astype("uint8"))
+    return folder
+
+
 @dataclass(kw_only=True)
 class HostProcess:
     """`train` on one host, its output collected while it runs."""

@@ -9,26 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from sklearn.datasets import load_digits
 
-from support import ROOT, JobFolder, free_port, job_settings, run_train, small_disk, starting
+from support import ROOT, JobFolder, digits, free_port, job_settings, run_train, small_disk, starting
 
 EXAMPLES = ROOT / "examples"
-
-
-def digits(folder: JobFolder, **hyperparameters: str) -> JobFolder:
-    """A job folder with the digits as its channel `train`."""
-    folder.write("inputdataconfig", {"train": {"TrainingInputMode": "File"}})
-    folder.hyperparameters(**{"epochs": "1", "moorage_log_every": "20", **hyperparameters})
-    channel = folder.base / "input" / "data" / "train"
-    channel.mkdir(parents=True)
-    data = load_digits()
-    np.savez(channel / "digits.npz", images=data.images.astype("uint8"), labels=data.target.astype("uint8"))
-    return folder
 
 
 def test_a_script_written_for_torchrun_runs_unchanged(tmp_path: Path) -> None:
