@@ -56,19 +56,22 @@ class Container:
 
         def code() -> int | None:
             self.engine.reload()
-            return None if self.engine.status != "exited" else int(self.engine.attrs["State"]["ExitCode"]) + 1000
+            if self.engine.status == "exited":
+                return int(self.engine.attrs["State"]["ExitCode"]) + 1000
+            time.sleep(0.1)
+            return None
 
         try:
             return wait_until(code, timeout=timeout, what=f"the end of {self.name}") - 1000
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
-    def wait_for(self, text: str, timeout: float = 60) -> None:
-        """Until its log holds `text`. Fails at once when it ends without."""
+    def wait_for(self, text: str, timeout: float = 60, *, times: int = 1) -> None:
+        """Until its log holds `text`, so many times. Fails at once when it ends without."""
 
         def said() -> bool:
             ended = not self.running
-            if text in self.logs():
+            if self.logs().count(text) >= times:
                 return True
             assert not ended, f"{self.name} ended before it said {text!r}:\n{self.logs()}"
             time.sleep(0.1)
@@ -84,6 +87,10 @@ class Container:
 
     def signal(self, name: str) -> None:
         self.engine.kill(name)
+
+    def start_again(self) -> None:
+        """As `docker start`: the same command in the same file system. Its log goes on."""
+        self.engine.start()
 
     def stop(self, grace: int = 30) -> float:
         """As `docker stop -t grace`: SIGTERM, and SIGKILL after `grace` seconds. Seconds it took."""
