@@ -44,6 +44,8 @@ COPY image/install-locked /build/
 ARG VARIANT
 # An index beside PyPI, where the CPU build of torch is published.
 ARG TORCH_INDEX=
+# 1: nothing that an earlier build downloaded or made is used.
+ARG CLEAN=0
 COPY requirements/${VARIANT}.lock /build/image.lock
 RUN --mount=type=secret,id=ca --mount=type=secret,id=index \
     --mount=type=cache,target=/root/.cache/uv --mount=from=wheels,target=/wheels \
@@ -55,12 +57,16 @@ COPY pyproject.toml README.md LICENSE /build/moorage/
 COPY container /build/moorage/container
 RUN /build/venv/bin/uv pip install --quiet --offline --no-cache --no-deps --no-build-isolation \
         --python /build/venv/bin/python --target /opt/moorage/lib /build/moorage && \
-    rm -rf /opt/moorage/lib/bin && find /opt/moorage/lib -name direct_url.json -delete && \
-    /opt/venv/bin/python -m compileall -q /opt/moorage/lib
+    rm -rf /opt/moorage/lib/bin /opt/moorage/lib/.lock && \
+    find /opt/moorage/lib \( -name direct_url.json -o -name uv_cache.json \) -delete && \
+    sed -i '/direct_url.json,/d; /uv_cache.json,/d' /opt/moorage/lib/*.dist-info/RECORD
 COPY train serve* image/healthcheck /opt/moorage/bin/
 # The interpreter by its path: an image made FROM this one may put another Python first.
 RUN printf '#!/opt/venv/bin/python3\nimport sys\nfrom moorage.cli import main\nsys.exit(main())\n' >/opt/moorage/bin/moorage && \
-    sed -i '1s|.*|#!/opt/venv/bin/python3|' /opt/moorage/bin/* && chmod 755 /opt/moorage/bin/*
+    sed -i '1s|.*|#!/opt/venv/bin/python3|' /opt/moorage/bin/* && chmod 755 /opt/moorage/bin/* && \
+    find /opt/moorage -exec touch --date=@1577836800 {} + && \
+    /opt/venv/bin/python -m compileall -q --invalidation-mode timestamp /opt/moorage/lib && \
+    find /opt/moorage \( -type d -o -name '*.pyc' \) -exec touch --date=@1577836800 {} +
 
 
 FROM python-base AS compiler-0
