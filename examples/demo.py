@@ -17,11 +17,20 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from layout import lay_out
+
 HERE = Path(__file__).resolve().parent
 STEP = re.compile(r"#metric step=(\d+)")
 ACCURACY = re.compile(r"val_accuracy=([0-9.]+)")
 EPOCHS, BATCH_SIZE, TRAINING_SAMPLES = 5, 32, 1437
 STEPS = EPOCHS * (TRAINING_SAMPLES // BATCH_SIZE)
+HYPERPARAMETERS = {
+    "epochs": str(EPOCHS),
+    "batch_size": str(BATCH_SIZE),
+    "moorage_ranks_per_host": "2",
+    "moorage_strategy": "ddp",
+    "moorage_log_every": "10",
+}
 DEADLINE = 120.0
 
 
@@ -33,36 +42,6 @@ class Outcome:
     steps: list[int] = field(default_factory=list)
     accuracy: float | None = None
     seconds: float = 0.0
-
-
-def lay_out(job: Path) -> None:
-    """A job folder as the platform would mount it at /opt/ml: configuration, and one channel with real data."""
-    import numpy as np
-    from sklearn.datasets import load_digits
-
-    if job.exists():
-        shutil.rmtree(job)
-    config, channel = job / "input" / "config", job / "input" / "data" / "train"
-    config.mkdir(parents=True)
-    channel.mkdir(parents=True)
-    files = {
-        "resourceconfig.json": {"current_host": "localhost", "hosts": ["localhost"], "network_interface_name": "lo"},
-        "inputdataconfig.json": {"train": {"TrainingInputMode": "File", "S3DistributionType": "FullyReplicated"}},
-        "checkpointconfig.json": {"LocalPath": str(job / "checkpoints")},
-        "hyperparameters.json": {
-            "sagemaker_program": "train.py",
-            "sagemaker_submit_directory": str(HERE / "digits"),
-            "epochs": str(EPOCHS),
-            "batch_size": str(BATCH_SIZE),
-            "moorage_ranks_per_host": "2",
-            "moorage_strategy": "ddp",
-            "moorage_log_every": "10",
-        },
-    }
-    for name, content in files.items():
-        (config / name).write_text(json.dumps(content, indent=2))
-    digits = load_digits()
-    np.savez(channel / "digits.npz", images=digits.images.astype("uint8"), labels=digits.target.astype("uint8"))
 
 
 def train(job: Path, *, stop_at: int | None = None) -> Outcome:
@@ -112,7 +91,9 @@ def main() -> int:
     root = HERE.parent / "build" / "demo"
     alone, interrupted = root / "left-alone", root / "interrupted"
     for job in (alone, interrupted):
-        lay_out(job)
+        if job.exists():
+            shutil.rmtree(job)
+        lay_out(job, HYPERPARAMETERS, interface="lo")
 
     print("1. A run left alone: two ranks, DDP")
     reference = train(alone)
