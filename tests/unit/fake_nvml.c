@@ -2,6 +2,7 @@
  *
  * FAKE_GPUS: how many. FAKE_INIT: what nvmlInit returns. FAKE_LOST: index of a GPU that is lost.
  * FAKE_MIG: index of a GPU in MIG mode, with two instances. FAKE_UNIFIED: memory is not reported.
+ * FAKE_NAME, FAKE_DRIVER, FAKE_CUDA: of every GPU, of the driver, and the newest CUDA it serves, such as 12040.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,7 @@ static int number(const char *name, int absent) {
     const char *text = getenv(name);
     return text ? atoi(text) : absent;
 }
+static const char *text(const char *name, const char *absent) { return getenv(name) ? getenv(name) : absent; }
 /* A handle is index + 1 for a GPU, and 100 * (index + 1) + place + 1 for an instance of it. */
 static int gpu_of(void *handle) { long h = (long)handle; return (int)(h < 100 ? h : h / 100) - 1; }
 static int place_of(void *handle) { long h = (long)handle; return h < 100 ? -1 : (int)(h % 100) - 1; }
@@ -22,8 +24,11 @@ int nvmlInitWithFlags(unsigned flags) { (void)flags; return number("FAKE_INIT", 
 int nvmlInit_v2(void) { return number("FAKE_INIT", OK); }
 int nvmlShutdown(void) { return OK; }
 const char *nvmlErrorString(int code) { return code == DRIVER_NOT_LOADED ? "Driver Not Loaded" : "GPU is lost"; }
-int nvmlSystemGetDriverVersion(char *out, unsigned size) { snprintf(out, size, "580.65.06"); return OK; }
-int nvmlSystemGetCudaDriverVersion(int *out) { *out = 13000; return OK; }
+int nvmlSystemGetDriverVersion(char *out, unsigned size) {
+    snprintf(out, size, "%s", text("FAKE_DRIVER", "580.65.06"));
+    return OK;
+}
+int nvmlSystemGetCudaDriverVersion(int *out) { *out = number("FAKE_CUDA", 13000); return OK; }
 int nvmlDeviceGetCount_v2(unsigned *out) { *out = (unsigned)number("FAKE_GPUS", 0); return OK; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **out) {
     if ((int)index == number("FAKE_LOST", -1)) return GPU_IS_LOST;
@@ -37,7 +42,7 @@ int nvmlDeviceGetUUID(void *handle, char *out, unsigned size) {
 }
 int nvmlDeviceGetName(void *handle, char *out, unsigned size) {
     (void)handle;
-    snprintf(out, size, "NVIDIA A100-SXM4-40GB");
+    snprintf(out, size, "%s", text("FAKE_NAME", "NVIDIA A100-SXM4-40GB"));
     return OK;
 }
 int nvmlDeviceGetMemoryInfo(void *handle, memory_t *out) {

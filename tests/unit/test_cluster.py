@@ -287,6 +287,18 @@ def test_efa_is_found_by_its_devices(tmp_path: Path, machine: Machine) -> None:
     assert cluster.efa == 4
     assert cluster.env["FI_EFA_USE_HUGE_PAGE"] == "0"
     assert "FI_PROVIDER" not in cluster.env
+    assert "NCCL_NET_PLUGIN" not in cluster.env
+
+
+def test_the_efa_plugin_of_the_image_is_named_to_nccl_where_efa_is(tmp_path: Path, machine: Machine) -> None:
+    machine.file("opt/amazon/ofi-nccl/lib/libnccl-net-ofi.so")
+    assert "NCCL_NET_PLUGIN" not in detect(job(tmp_path), {}, system=machine.system()).env
+    machine.file("dev/infiniband/uverbs0")
+    cluster = detect(job(tmp_path), {}, system=machine.system())
+    assert cluster.env["NCCL_NET_PLUGIN"] == "ofi"
+    assert "NCCL_NET_PLUGIN=ofi" in why(cluster, "variables")
+    theirs = detect(job(tmp_path), {"NCCL_NET_PLUGIN": "none"}, system=machine.system())
+    assert "NCCL_NET_PLUGIN" not in theirs.env
 
 
 def test_nothing_the_user_set_is_changed(tmp_path: Path, machine: Machine) -> None:

@@ -58,28 +58,61 @@ import os, pathlib, sys
 from moorage.cluster import System, detect
 from moorage.contract.config import JobConfig
 cluster = detect(JobConfig.read(os.environ), os.environ, system=System(root=pathlib.Path(sys.argv[1])))
-print(cluster.devices.kind, cluster.ranks_per_host, cluster.devices.driver)
+print(cluster.devices.kind, cluster.ranks_per_host, cluster.devices.driver, cluster.devices.compat)
 print(cluster.describe(), *cluster.warnings, sep="\\n")
 """
 
 
-def test_detect_starts_a_rank_for_every_gpu_that_is_left_visible(driver: Path, tmp_path: Path) -> None:
-    config = tmp_path / "input" / "config"
-    config.mkdir(parents=True)
-    (config / "resourceconfig.json").write_text('{"current_host": "algo-1", "hosts": ["algo-1"]}')
-    env = {
-        **os.environ,
-        "LD_LIBRARY_PATH": str(driver),
-        "SAGEMAKER_BASE_DIR": str(tmp_path),
-        "FAKE_GPUS": "8",
-        "CUDA_VISIBLE_DEVICES": "0,1,2,9",
-    }
+def detected(driver: Path, base: Path, *hosts: str, root: Path | None = None, **fake: str) -> list[str]:
+    """Lines of DETECT on the first of `hosts`."""
+    config = base / "input" / "config"
+    config.mkdir(parents=True, exist_ok=True)
+    names = hosts or ("algo-1",)
+    (config / "resourceconfig.json").write_text(json.dumps({"current_host": names[0], "hosts": names}))
+    env = {**os.environ, "LD_LIBRARY_PATH": str(driver), "SAGEMAKER_BASE_DIR": str(base), **fake}
     done = subprocess.run(
-        [sys.executable, "-c", DETECT, driver / "root"], env=env, capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout.splitlines()[0] == "cuda 3 580.65.06"
-    assert "3 x NVIDIA A100-SXM4-40GB 40.0 GiB" in done.stdout
-    assert "CUDA_VISIBLE_DEVICES=0,1,2,9: '9' names no GPU of this host" in done.stdout
+        [sys.executable, "-c", DETECT, root or driver / "root"],
+        env=env, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return done.stdout.splitlines()
+
+
+def test_detect_starts_a_rank_for_every_gpu_that_is_left_visible(driver: Path, tmp_path: Path) -> None:
+    lines = detected(driver, tmp_path, FAKE_GPUS="8", CUDA_VISIBLE_DEVICES="0,1,2,9")
+    assert lines[0].split() == ["cuda", "3", "580.65.06"]
+    assert "3 x NVIDIA A100-SXM4-40GB 40.0 GiB" in "\n".join(lines)
+    assert "CUDA_VISIBLE_DEVICES=0,1,2,9: '9' names no GPU of this host" in "\n".join(lines)
+
+
+def test_an_older_driver_gets_the_images_newer_libcuda(driver: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(driver / "root", root)
+    (root / "usr/local/cuda/compat").mkdir(parents=True)
+    (root / "usr/local/cuda/compat/libcuda.so.580.95.05").touch()
+    older = {"FAKE_GPUS": "2", "FAKE_DRIVER": "550.163.01", "FAKE_CUDA": "12040"}
+    lines = detected(driver, tmp_path, root=root, **older)
+    assert lines[0] == "cuda 2 550.163.01 /usr/local/cuda/compat"
+    (line,) = [line for line in lines if line.startswith("cuda-compat ")]
+    assert "libcuda 580.95.05 is newer than the driver 550.163.01" in line
+    lines = detected(driver, tmp_path, root=root, FAKE_NAME="NVIDIA GeForce RTX 4090", **older)
+    assert lines[0].split() == ["cuda", "2", "550.163.01"]
+    assert any("not used" in line and "NVIDIA GeForce RTX 4090" in line for line in lines)
+
+
+def test_efa_beside_gpus_without_its_plugin_is_said(driver: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(driver / "root", root)
+    (root / "dev/infiniband").mkdir()
+    (root / "dev/infiniband/uverbs0").touch()
+    two = ("algo-1", "algo-2")
+    lines = detected(driver, tmp_path, *two, root=root, FAKE_GPUS="1")
+    assert any("1 EFA devices are here, but not /opt/amazon/ofi-nccl" in line and "EFA=1" in line for line in lines)
+    for quiet in (
+        detected(driver, tmp_path, *two, root=root, FAKE_GPUS="1", NCCL_NET_PLUGIN="mine"),
+        detected(driver, tmp_path, *two, root=root, FAKE_GPUS="0"),
+        detected(driver, tmp_path, root=root, FAKE_GPUS="1"),
+    ):
+        assert not any("EFA=1" in line for line in quiet), "nothing is wrong there"
 
 
 def test_without_a_driver_there_are_no_gpus_and_no_complaint(tmp_path: Path) -> None:
@@ -189,6 +222,9 @@ def test_a_torch_that_cannot_use_the_gpus_is_said() -> None:
     found_ = Nvidia(driver="535.1", cuda=(12, 2), gpus=GPUS)
     assert "CPU build" in torch_trouble("", found_)[0]
     assert "CUDA 13.0" in torch_trouble("13.0", found_)[0]
+    assert "cuda-compat" in torch_trouble("13.0", found_)[0]
+    assert torch_trouble("13.0", found_, compat="/usr/local/cuda/compat") == []
+    assert "CPU build" in torch_trouble("", found_, compat="/usr/local/cuda/compat")[0]
     assert torch_trouble("12.9", found_) == []  # minor versions are compatible within one major
     assert torch_trouble(None, found_) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -135,6 +136,27 @@ def test_what_the_user_set_stays_and_what_must_be_ours_is_said(tmp_path: Path) -
     assert {key: plan.ranks[0].env[key] for key in own} == own
     assert plan.ranks[0].env["WORLD_SIZE"] == "6"
     assert plan.notes == ("set anew for each rank, whatever the environment says: WORLD_SIZE",)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "expected"),
+    [
+        (None, "/usr/local/cuda/compat"),
+        ("", "/usr/local/cuda/compat"),
+        ("/opt/theirs:/more", "/usr/local/cuda/compat:/opt/theirs:/more"),
+    ],
+)
+def test_cuda_compat_comes_before_the_libraries_of_the_user(tmp_path: Path, theirs: str | None, expected: str) -> None:
+    devices = Devices(kind="cuda", names=("A100",), memory=(0,), driver="550.1", compat="/usr/local/cuda/compat")
+    cluster = dataclasses.replace(a_cluster("cuda"), devices=devices)
+    plan = a_plan(a_config(Job(tmp_path)), cluster, {} if theirs is None else {"LD_LIBRARY_PATH": theirs})
+    assert {rank.env["LD_LIBRARY_PATH"] for rank in plan.ranks} == {expected}
+
+
+def test_without_cuda_compat_the_libraries_stay_as_they_are(tmp_path: Path) -> None:
+    plan = a_plan(a_config(Job(tmp_path)), a_cluster("cuda"), {"LD_LIBRARY_PATH": "/opt/theirs"})
+    assert plan.ranks[0].env["LD_LIBRARY_PATH"] == "/opt/theirs"
+    assert "LD_LIBRARY_PATH" not in a_plan(a_config(Job(tmp_path)), a_cluster("cuda"), {}).ranks[0].env
 
 
 def test_hosts_of_different_size(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def detect(config: JobConfig, env: Mapping[str, str], *, system: System = MACHIN
     added, added_why = network_of.variables(
         network, host=config.current_host, interfaces=system.names("sys/class/net", "*"), env=env
     )
+    efa_warn = network_of.unused_efa(network, env) if devices.kind == "cuda" and len(config.hosts) > 1 else ()
     ranks, ranks_why, ranks_warn = _ranks(config, devices)
     return Cluster(
         hosts=config.hosts,
@@ -115,8 +116,8 @@ def detect(config: JobConfig, env: Mapping[str, str], *, system: System = MACHIN
         efa=network.efa,
         ranks=MappingProxyType(dict.fromkeys(config.hosts, ranks)),
         env=MappingProxyType(added),
-        reasons=(_host_reason(config), devices_why, ranks_why, *host.reasons, *network.reasons, added_why),
-        warnings=(*devices_warn, *ranks_warn, *host.warnings, *network.warnings),
+        reasons=(_host_reason(config), *devices_why, ranks_why, *host.reasons, *network.reasons, added_why),
+        warnings=(*devices_warn, *ranks_warn, *host.warnings, *network.warnings, *efa_warn),
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from moorage.cluster import nvidia
+from moorage.cluster import compat, nvidia
 from moorage.cluster.reasons import Reason, size
 from moorage.cluster.system import System
 
@@ -22,13 +22,15 @@ NEURON_INSTANCES = re.compile(r"ml\.(trn|inf)\d")
 class Devices:
     """names and memory (bytes, 0 is not known): one each per device, in CUDA's order. The CPU counts as one device.
 
-    driver: version of the NVIDIA driver, empty where there is none.
+    driver: version of the NVIDIA driver, empty where there is none. compat: folder of the libcuda to use in place of the
+    driver's, empty for the driver's.
     """
 
     kind: Literal["cuda", "neuron", "cpu"]
     names: tuple[str, ...]
     memory: tuple[int, ...]
     driver: str = ""
+    compat: str = ""
 
     @property
     def count(self) -> int:
@@ -47,21 +49,26 @@ class Devices:
 
 def look(
     system: System, env: Mapping[str, str], *, instance_type: str, memory: int
-) -> tuple[Devices, Reason, tuple[str, ...]]:
-    """The devices, the reason and the warnings. memory: the host's, which is the CPU's."""
+) -> tuple[Devices, tuple[Reason, ...], tuple[str, ...]]:
+    """The devices, the reasons and the warnings. memory: the host's, which is the CPU's."""
     found = nvidia.query(system)
     seen, why, ignored = nvidia.visible(found.gpus, env.get("CUDA_VISIBLE_DEVICES"))
     neuron = tuple(name for name in system.names("dev", "neuron*") if re.fullmatch(r"neuron\d+", name))
     warnings = [*found.warnings, *([ignored] if ignored and found.gpus else [])]
+    compat_why: Reason | None = None
     if seen:
+        names = tuple(gpu.name for gpu in seen)
+        library_path = env.get("LD_LIBRARY_PATH", "")
+        folder, compat_why = compat.look(system, driver=found.driver, gpus=names, library_path=library_path)
         devices = Devices(
             kind="cuda",
-            names=tuple(gpu.name for gpu in seen),
+            names=names,
             memory=tuple(gpu.memory for gpu in seen),
             driver=found.driver,
+            compat=folder,
         )
         why = f"{why}; driver {found.driver}, CUDA {found.cuda[0]}.{found.cuda[1]}"
-        warnings += torch_trouble(torch_build(), found)
+        warnings += torch_trouble(torch_build(), found, compat=folder)
     elif neuron:
         devices = Devices(kind="neuron", names=("Neuron",) * len(neuron), memory=(0,) * len(neuron))
         why = f"/dev/{neuron[0]} to {neuron[-1]}; for a rank per core set MOORAGE_RANKS_PER_HOST"
@@ -69,7 +76,8 @@ def look(
         devices = Devices(kind="cpu", names=(_cpu_name(system),), memory=(memory,), driver=found.driver)
         why = why if found.gpus else ("the NVIDIA driver failed" if found.warnings else "no NVIDIA driver, no Neuron")
         warnings += _disappointed(instance_type, hidden=bool(found.gpus))
-    return devices, Reason(what="devices", value=devices.described(), why=why), tuple(warnings)
+    reasons = (Reason(what="devices", value=devices.described(), why=why), *([compat_why] if compat_why else []))
+    return devices, reasons, tuple(warnings)
 
 
 def torch_build() -> str | None:
@@ -85,14 +93,18 @@ def torch_build() -> str | None:
     return (match[1] or "") if match else None
 
 
-def torch_trouble(build: str | None, found: nvidia.Nvidia) -> list[str]:
-    """Why the GPUs found could not be used by this torch: said at the start, where it costs seconds and not hours."""
+def torch_trouble(build: str | None, found: nvidia.Nvidia, *, compat: str = "") -> list[str]:
+    """Why the GPUs found could not be used by this torch: said at the start, where it costs seconds and not hours.
+
+    compat: the folder whose libcuda is used, which is made for the image's CUDA.
+    """
     if build == "":
         return [f"{len(found.gpus)} GPUs are here, but torch is a CPU build and will not use them"]
-    if build and int(build.split(".")[0]) > found.cuda[0] > 0:
+    if build and not compat and int(build.split(".")[0]) > found.cuda[0] > 0:
         return [
             f"torch is built for CUDA {build}, the driver {found.driver} serves CUDA {found.cuda[0]}.{found.cuda[1]} "
-            "at most: use an image for that CUDA, or an instance type with a newer driver"
+            "at most: use an image for that CUDA, one with NVIDIA's cuda-compat package (the default base of the CUDA "
+            "variant has it), or an instance type with a newer driver"
         ]
     return []
 

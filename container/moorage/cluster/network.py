@@ -9,16 +9,20 @@ from dataclasses import dataclass
 from moorage.cluster.reasons import Reason
 from moorage.cluster.system import System
 
+EFA_PLUGIN = "opt/amazon/ofi-nccl/lib/libnccl-net-ofi.so"
+"""Where AWS's installer puts the part of NCCL that speaks to EFA."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
     """interface: a name under /sys/class/net; empty where none was found, which leaves the choice to the libraries.
 
-    efa: number of EFA devices.
+    efa: number of EFA devices. plugin: whether NCCL has what it takes to use them.
     """
 
     interface: str
     efa: int
+    plugin: bool
     reasons: tuple[Reason, ...]
     warnings: tuple[str, ...]
 
@@ -48,6 +52,7 @@ def look(system: System, *, given: str, host: str, num_hosts: int) -> Network:
     return Network(
         interface=interface,
         efa=efa,
+        plugin=system.exists(EFA_PLUGIN),
         reasons=(
             Reason(what="network", value=interface or "none", why=why),
             Reason(
@@ -66,6 +71,7 @@ def variables(
     """What to add to `env`; nothing the user set there is changed.
 
     NCCL_HOSTID: some hosts return one same gethostname() everywhere, and NCCL would take them for one host.
+    NCCL_NET_PLUGIN: the container flavour of aws-ofi-nccl goes without the name that NCCL looks for by itself.
     FI_EFA_USE_HUGE_PAGE=0: huge pages break fork, and DataLoader workers are forked (libfabric >= 1.18 and
     aws-ofi-nccl >= 1.7 need no other advice).
     """
@@ -77,12 +83,24 @@ def variables(
         wanted["GLOO_SOCKET_IFNAME"] = network.interface
     if network.efa:
         wanted["FI_EFA_USE_HUGE_PAGE"] = "0"
+        if network.plugin:
+            wanted["NCCL_NET_PLUGIN"] = "ofi"
     added = {key: value for key, value in wanted.items() if key not in env}
     yours = [key for key in wanted if key in env]
     why = " ".join(f"{key}={value}" for key, value in added.items())
     if yours:
         why = f"{why}; left as you set them: {', '.join(yours)}".lstrip("; ")
     return added, Reason(what="variables", value=f"{len(added)} added", why=why)
+
+
+def unused_efa(network: Network, env: Mapping[str, str]) -> tuple[str, ...]:
+    """For hosts whose ranks speak NCCL to one another: a warning where that would be over TCP, beside idle EFA devices."""
+    if not network.efa or network.plugin or "NCCL_NET_PLUGIN" in env:
+        return ()
+    return (
+        f"{network.efa} EFA devices are here, but not /{EFA_PLUGIN}: NCCL may use slower TCP between hosts. "
+        "Build the image with EFA=1, or set NCCL_NET_PLUGIN for a plugin of your own",
+    )
 
 
 def _trouble(system: System, name: str, there: tuple[str, ...]) -> str:

@@ -65,7 +65,7 @@ def plan_launch(
     """
     wished, notes = _wished(config, cluster, job_env)
     protocol = _protocol(config, cluster, attempt=attempt, port=port)
-    common = {**wished, **env, **protocol, **program.env, RUN_FOLDER: str(run_folder)}
+    common = {**wished, **env, **_libraries(cluster, env), **protocol, **program.env, RUN_FOLDER: str(run_folder)}
     replaced = sorted(key for key in protocol if key in env and env[key] != protocol[key])
     if replaced:
         notes += (f"set anew for each rank, whatever the environment says: {', '.join(replaced)}",)
@@ -118,6 +118,14 @@ def _protocol(config: JobConfig, cluster: Cluster, *, attempt: int, port: int) -
         # There is no agent's store: rank 0 hosts its own.
         "TORCHELASTIC_USE_AGENT_STORE": "False",
     }
+
+
+def _libraries(cluster: Cluster, env: Mapping[str, str]) -> dict[str, str]:
+    """In the ranks' environment and not in ours: the loader reads it once, when a process starts."""
+    if not cluster.devices.compat:
+        return {}
+    folders = [cluster.devices.compat, env.get("LD_LIBRARY_PATH", "")]
+    return {"LD_LIBRARY_PATH": ":".join(folder for folder in folders if folder)}
 
 
 def _wished(config: JobConfig, cluster: Cluster, job_env: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
