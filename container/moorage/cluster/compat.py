@@ -14,8 +14,8 @@ from moorage.cluster.reasons import Reason
 from moorage.cluster.system import System
 
 UNSUPPORTED = re.compile(r"GeForce|TITAN", re.IGNORECASE)
-"""It is for data center GPUs: CUDA does not start on others (error 804). NVIDIA's own images for CUDA 13 accept an older
-driver with every brand but these (NVIDIA_REQUIRE_CUDA)."""
+"""It is for data center GPUs: CUDA does not start on others (error 804). With an older driver, NVIDIA's own images for
+CUDA 13 accept every brand but these (NVIDIA_REQUIRE_CUDA)."""
 
 
 def look(system: System, *, driver: str, gpus: Sequence[str], library_path: str) -> tuple[str, Reason | None]:

@@ -22,8 +22,8 @@ NEURON_INSTANCES = re.compile(r"ml\.(trn|inf)\d")
 class Devices:
     """names and memory (bytes, 0 is not known): one each per device, in CUDA's order. The CPU counts as one device.
 
-    driver: version of the NVIDIA driver, empty where there is none. compat: folder of the libcuda to use in place of the
-    driver's, empty for the driver's.
+    driver: version of the NVIDIA driver, empty where there is none. compat: folder of the libcuda to use instead of the
+    driver's, if any.
     """
 
     kind: Literal["cuda", "neuron", "cpu"]

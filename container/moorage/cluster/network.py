@@ -94,7 +94,7 @@ def variables(
 
 
 def unused_efa(network: Network, env: Mapping[str, str]) -> tuple[str, ...]:
-    """For hosts whose ranks speak NCCL to one another: a warning where that would be over TCP, beside idle EFA devices."""
+    """For hosts whose ranks speak NCCL to one another: a warning where that is over TCP, beside idle EFA devices."""
     if not network.efa or network.plugin or "NCCL_NET_PLUGIN" in env:
         return ()
     return (
