@@ -44,6 +44,13 @@ def _not_negative(value: float) -> bool:
     return 0 <= value < math.inf
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What the user can choose. The values are typed by their defaults."""
@@ -53,7 +60,9 @@ class Settings:
         0, "Ranks started on each host; 0 is one per device, or one where there is only a CPU.", check=_not_negative
     )
     max_restarts: int = setting(
-        3, "In-job restarts after a rank failed; none is made when no step was won since the last.", check=_not_negative
+        3,
+        "In-job restarts after a rank failed; none is made when the same step failed three times.",
+        check=_not_negative,
     )
     grace: float = setting(
         110.0, "Seconds from SIGTERM to the end of the job; the platform kills at 120.", check=_positive
@@ -81,10 +90,20 @@ class Settings:
         (), "Experiment trackers fed from rank 0 through accelerate, such as tensorboard or mlflow."
     )
     # checkpoints
-    checkpoint_minutes: float = setting(
-        10.0, "Minutes between checkpoints; 0 saves by steps only.", check=_not_negative
+    checkpoint_minutes: str = setting(
+        "auto",
+        "Minutes between checkpoints; 0 saves by steps only. auto chooses, unless checkpoint_steps is set: the first "
+        "after 30 s of training, then every 1 to 60 minutes, by what a save was measured to take and "
+        "interruption_hours.",
+        check=lambda text: text == "auto" or _not_negative(_number(text)),
     )
     checkpoint_steps: int = setting(0, "Steps between checkpoints; 0 saves by time only.", check=_not_negative)
+    interruption_hours: float = setting(
+        6.0,
+        "Mean hours between two interruptions of the job without warning, assumed where checkpoint_minutes is "
+        "auto; a stop by SIGTERM loses nothing and does not count.",
+        check=_positive,
+    )
     keep: int = setting(2, "Newest checkpoints kept, beside the best.", check=_positive)
     best: str = setting(
         "",
@@ -94,6 +113,13 @@ class Settings:
     patience: int = setting(
         0, "Reports without a better metric after which training ends early; 0 never does.", check=_not_negative
     )
+
+    @property
+    def checkpoint_seconds(self) -> float | None:
+        """Between checkpoints by the clock; 0 is never, None to choose."""
+        if self.checkpoint_minutes != "auto":
+            return 60 * _number(self.checkpoint_minutes)
+        return 0.0 if self.checkpoint_steps else None
 
     @classmethod
     def read(

@@ -18,6 +18,7 @@ from moorage.checkpoint.state import capture, restore, template
 from moorage.contract.ledger import Ledger
 from moorage.contract.settings import Settings
 from moorage.errors import ConfigError
+from moorage.training.cadence import Cadence
 from moorage.training.feed import Position
 
 log = logging.getLogger("moorage")
@@ -33,6 +34,10 @@ class Saver:
         self._looked = False
         self._last_save = time.monotonic()
         self._asked = False
+        self._under_way: int | None = None
+        self.cadence = Cadence(fixed=settings.checkpoint_seconds, between=3600 * settings.interruption_hours)
+        self.kept: int | None = None
+        """Step of the newest checkpoint that is committed, as far as this rank knows."""
         self.strategy = ""
 
     @property
@@ -50,6 +55,7 @@ class Saver:
         self._tracked.update(things)
         if not self._looked:
             self._manifest, self._looked = self._checkpointer.newest(), True
+            self.kept = self._manifest.step if self._manifest else None
         manifest = self._manifest
         if manifest is None or (optional and not things.keys() <= manifest.objects.keys()):
             return manifest
@@ -92,8 +98,7 @@ class Saver:
 
     def time_is_due(self) -> bool:
         """Whether to ask all ranks for a save by the clock; asks once per save."""
-        minutes = self._settings.checkpoint_minutes
-        if not minutes or self._asked or time.monotonic() - self._last_save < 60 * minutes:
+        if self._asked or time.monotonic() - self._last_save < self.cadence.interval:
             return False
         self._asked = True
         return True
@@ -118,6 +123,7 @@ class Saver:
         fails is logged, and leaves the one before it.
         """
         self._asked, self._last_save = False, time.monotonic()
+        began = self._last_save
         if not self._tracked:
             log.warning("no checkpoint is saved: nothing is tracked; call run.track(model=..., optimizer=...)")
             return
@@ -127,9 +133,14 @@ class Saver:
             metrics=dict(metrics), seed=self._settings.seed,
         )  # fmt: skip
         saved = self._checkpointer.save(tensors, info=info, objects=objects, per_rank=per_rank, best=best)
-        if best and not saved:
+        if saved:
+            self._under_way = position.step
+        elif best:
             self._checkpointer.mark_best(position.step)
-        self._tell(self._checkpointer.wait() if wait else self._checkpointer.poll())
+        if wait:
+            self._tell(self._checkpointer.wait())
+        self._ledger.write("saving", step=position.step, blocked=round(time.monotonic() - began, 4))
+        self.poll()
 
     def _state(self, run_state: Mapping[str, Any], stream: Any) -> tuple[Tensors, dict[str, JSON], JSON]:
         tensors, objects = capture(self._tracked)
@@ -142,19 +153,36 @@ class Saver:
         training no longer than those after it."""
         if self._tracked:
             self._checkpointer.prepare(self._state(run_state, stream)[0])
+        self._last_save = time.monotonic()
 
     def poll(self) -> None:
         """Say how a save behind the training ended, once it has."""
-        self._tell(self._checkpointer.poll())
+        while outcome := self._checkpointer.poll():
+            self._tell(outcome)
+
+    def drain(self, deadline: float) -> bool:
+        """Wait for a save under way, until `deadline` at most, as time.monotonic(). Whether none is any more."""
+        self.poll()
+        while self._under_way is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+            self.poll()
+        return self._under_way is None
 
     def _tell(self, outcome: Outcome | None) -> None:
         if outcome is None:
             return
+        if outcome.step == self._under_way:
+            self._under_way = None
         facts = {"step": outcome.step, "pause": round(outcome.pause, 4), "seconds": round(outcome.seconds, 3)}
         if outcome.committed:
             log.info("saved step %d: paused %.3f s, committed in %.2f s, %.1f MB",
                      outcome.step, outcome.pause, outcome.seconds, outcome.size / 1e6)  # fmt: skip
             self._ledger.write("save", **facts, bytes=outcome.size)
+            self.kept = outcome.step
+            why = self.cadence.measured(pause=outcome.pause, seconds=outcome.seconds)
+            if why and self._rank == 0:
+                log.info("%s", why)
+                self._ledger.write("cadence", seconds=round(self.cadence.interval, 1), why=why)
         else:
             log.error("step %d was not saved: %s; the checkpoint before it stays, training goes on",
                       outcome.step, outcome.error)  # fmt: skip
@@ -170,6 +198,7 @@ class Saver:
     def close(self) -> None:
         """Wait for a save under way."""
         self._tell(self._checkpointer.wait())
+        self.poll()
         self._checkpointer.close()
 
 
