@@ -67,6 +67,9 @@ def main(argv: Sequence[str], env: Mapping[str, str]) -> int:
         loop.on_signal(number, _nothing)
     _log_to(logging.StreamHandler())
     paths = Paths.from_env(env)
+    if env.get("SAGEMAKER_BASE_DIR"):
+        # The ranks have a working folder of their own, from which a relative path would lead elsewhere.
+        env = {**env, "SAGEMAKER_BASE_DIR": str(paths.base)}
     try:
         remove_stale(paths.failure)
         return _run(loop, JobConfig.read(env), argv, env)
