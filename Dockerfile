@@ -84,8 +84,11 @@ RUN apt-get update -q && apt-get install -y -q --no-install-recommends g++ libpy
 FROM compiler-${COMPILER} AS efa-0
 
 FROM compiler-${COMPILER} AS efa-1
+# A copy of AWS's installer elsewhere, or another version of it.
+ARG EFA_URL=
+ARG EFA_SHA256=
 COPY image/install-efa /tmp/install-efa
-RUN /tmp/install-efa && rm /tmp/install-efa
+RUN --mount=type=secret,id=ca /tmp/install-efa && rm /tmp/install-efa
 
 
 FROM efa-${EFA} AS variant-cpu
@@ -93,6 +96,9 @@ FROM efa-${EFA} AS variant-cpu
 FROM efa-${EFA} AS variant-cuda
 # What NVIDIA's container runtime is to bring in from the host.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# EFA's plugin for NCCL opens libcudart.so; torch brings libcudart.so.13 alone. The loader always looks into /usr/lib.
+RUN python=$(python3 -c 'import sys; print("python%d.%d" % sys.version_info[:2])') && \
+    ln -s "/opt/venv/lib/$python/site-packages/nvidia/cu13/lib/libcudart.so.13" /usr/lib/libcudart.so
 
 
 FROM variant-${VARIANT} AS runtime
