@@ -23,6 +23,7 @@ from moorage.checkpoint.agree import Held, completion, look, versions
 from moorage.checkpoint.durable import FileFacts, digest, problem, reading, write_bytes, writing
 from moorage.checkpoint.layout import BEST, IGNORE, MANIFEST, METADATA, UPLOADED, UPLOADING, step_name
 from moorage.checkpoint.manifest import Entry, Manifest, ManifestError, read_manifest
+from moorage.checkpoint.retention import Rule, Shelf
 
 log = logging.getLogger("test")
 
@@ -265,6 +266,12 @@ def test_a_look_tells_what_a_folder_holds(tmp_path: Path) -> None:
 # Retention
 
 
+def prune(folder: Path, keep: int, **options: Any) -> list[int]:
+    """As after a commit of the only host, algo-1."""
+    shelf = Shelf(folder, Rule(keep=keep, every=options.pop("every", 0)), log, hosts={"algo-1"}, **options)
+    return shelf.prune([shelf.look()])
+
+
 def held_steps(folder: Path) -> list[int]:
     return layout.steps(folder)
 
@@ -274,7 +281,7 @@ def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
         commit(tmp_path, step)
     retention.mark_best(tmp_path, 10)
     retention.mark_best(tmp_path, 20)
-    assert retention.prune(tmp_path, 2, log) == [10, 30, 40]
+    assert prune(tmp_path, 2) == [10, 30, 40]
     assert held_steps(tmp_path) == [20, 50, 60]
 
 
@@ -283,13 +290,13 @@ def test_incomplete_ones_do_not_count_and_go_only_when_a_newer_one_is_committed(
         commit(tmp_path, step)
     for step in (20, 40):
         (tmp_path / step_name(step) / MANIFEST).unlink()
-    retention.prune(tmp_path, 2, log)
+    prune(tmp_path, 2)
     assert held_steps(tmp_path) == [10, 30, 40]
 
 
 def test_nothing_goes_before_anything_is_committed(tmp_path: Path) -> None:
     (commit(tmp_path, 10) / MANIFEST).unlink()
-    assert retention.prune(tmp_path, 1, log) == []
+    assert prune(tmp_path, 1) == []
     assert held_steps(tmp_path) == [10]
 
 
@@ -297,18 +304,10 @@ def test_what_is_being_uploaded_waits_for_the_next_time(tmp_path: Path) -> None:
     old = commit(tmp_path, 10)
     (old / ("ab-00000.distcp" + UPLOADING)).touch()
     commit(tmp_path, 20, uploaded=True)
-    assert retention.prune(tmp_path, 1, log) == []
+    assert prune(tmp_path, 1) == []
     assert held_steps(tmp_path) == [10, 20]
     (old / ("ab-00000.distcp" + UPLOADED)).touch()
-    assert retention.prune(tmp_path, 1, log) == [10]
-
-
-def test_the_newest_uploaded_one_stays_until_a_newer_one_is_uploaded(tmp_path: Path) -> None:
-    commit(tmp_path, 10, uploaded=True)
-    commit(tmp_path, 20)
-    commit(tmp_path, 30)
-    retention.prune(tmp_path, 1, log)
-    assert held_steps(tmp_path) == [10, 30]
+    assert prune(tmp_path, 1) == [10]
 
 
 def test_files_of_another_attempt_and_what_was_moved_aside_go_at_last(tmp_path: Path) -> None:
@@ -320,7 +319,7 @@ def test_files_of_another_attempt_and_what_was_moved_aside_go_at_last(tmp_path: 
         commit(tmp_path, step + 100)
         layout.move_aside(tmp_path, step + 100)
     commit(tmp_path, 110)
-    retention.prune(tmp_path, 3, log)
+    prune(tmp_path, 3)
     assert sorted(entry.name for entry in checkpoint.iterdir()) == sorted(
         [METADATA, MANIFEST, "ab-00000.distcp", "ab-00000.distcp" + UPLOADED]
     )

@@ -56,7 +56,9 @@ class Checkpointer:
     """Saves and loads the checkpoints in one folder. Made on all ranks alike; the collective methods say so.
 
     A folder of each host's own and one that hosts share work the same: who shares it is found out.
-    keep: committed checkpoints that stay, beside the best. attempt: of the job, for the manifest.
+    keep: committed checkpoints that stay, beside the best; keep_every: steps, one in so many stays for good.
+    uploads: whether an agent uploads from the folder; None is when it leaves a mark. upload_bound: seconds that a file
+    may wait for it without a warning, 0 is for ever. attempt: of the job, for the manifest.
     timeout: how long a rank waits for another, which includes the other's writing.
     """
 
@@ -69,16 +71,23 @@ class Checkpointer:
         local_rank: int,
         host: str,
         keep: int = 2,
+        keep_every: int = 0,
+        uploads: bool | None = None,
+        upload_bound: float = 0.0,
         attempt: int = 0,
         log: logging.Logger | None = None,
         timeout: timedelta = timedelta(minutes=30),
     ) -> None:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
-        self._folder, self._keep, self._attempt = folder, keep, attempt
+        self._folder, self._attempt = folder, attempt
         self._log = log or logging.getLogger("moorage")
         self._group = Group(rank, world_size, timeout)
         self._store = find_store(folder, self._group, host=host, local_rank=local_rank)
+        self._shelf = retention.Shelf(
+            folder, retention.Rule(keep=keep, every=keep_every), self._log, agent=uploads, upload_bound=upload_bound,
+            hosts={self._store.hosts[mate] for mate in self._store.mates},
+        )  # fmt: skip
         # Files of two attempts at the same step never have the same name.
         self._shard_name = f"{self._group.share(secrets.token_hex(4))}-{rank:05d}.distcp"
         self._planned_for: tuple[Hashable, Plan, Staging] | None = None
@@ -97,7 +106,9 @@ class Checkpointer:
         line in the log. Raises CheckpointError when there are checkpoints and none can be used.
         """
         self._join()
-        return Resume(self._store, self._group, self._log).newest()
+        manifest = Resume(self._store, self._group, self._log).newest()
+        self._shelf.went_on_from(manifest.step if manifest else -1)
+        return manifest
 
     def at(self, step: int) -> Manifest | None:
         """The checkpoint of one step, whole and verified on every host; None when it is gone or damaged. Collective."""
@@ -215,7 +226,7 @@ class Checkpointer:
         error = "the thread of the save ended unexpectedly"
         try:
             error = commit.run()
-            if not error and self._store.is_leader:
+            if not error:
                 self._after_commit(save.info.step)
         except USUAL as failure:
             error = f"{type(failure).__name__}: {failure}"
@@ -231,10 +242,23 @@ class Checkpointer:
             )
 
     def _after_commit(self, step: int) -> None:
-        with self._lock:
-            if self._best == step:
-                self._mark(step)
-            retention.prune(self._folder, self._keep, self._log)
+        if self._store.is_leader:
+            with self._lock:
+                if self._best == step:
+                    self._mark(step)
+        try:
+            self._prune()
+        except USUAL as error:
+            # The checkpoint is committed all the same.
+            self._log.warning("old checkpoints stay for now: %s: %s", type(error).__name__, error)
+
+    def _prune(self) -> None:
+        look = self._shelf.look() if self._store.is_leader else None
+        looks = [found for found in self._group.gather(look) if found is not None]
+        if look is not None:
+            self._shelf.warn(look)
+            with self._lock:
+                self._shelf.prune(looks)
 
     def poll(self) -> Outcome | None:
         """How a save ended that has not been told yet; None while there is none. Never waits."""
@@ -263,10 +287,9 @@ class Checkpointer:
             self._log.warning("%s cannot be marked as the best: %s", step_name(step), describe(error))
 
     def prune(self) -> None:
-        """Remove what need not stay; every commit does so by itself."""
-        if self._store.is_leader:
-            with self._lock:
-                retention.prune(self._folder, self._keep, self._log)
+        """Remove what need not stay; every commit does so by itself. Collective."""
+        self._join()
+        self._prune()
 
     def close(self) -> None:
         """Wait for a save under way, then leave the group."""

@@ -7,6 +7,7 @@ handles and leaves alone what ends in `.sagemaker-ignore`, so patterns are match
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from pathlib import Path
@@ -66,22 +67,6 @@ def is_uploading(checkpoint: Path) -> bool:
     return any(name in names and name + UPLOADED not in names for name in begun)
 
 
-def is_uploaded(checkpoint: Path) -> bool:
-    names = {entry.name for entry in checkpoint.iterdir()}
-    return MANIFEST in names and all(
-        name + UPLOADED in names for name in names if is_data_name(name) or name == MANIFEST
-    )
-
-
-def has_agent(folder: Path) -> bool:
-    """Whether the platform's agent works on this folder: it left a mark in one of the checkpoints."""
-    return any(
-        entry.name.endswith((UPLOADING, UPLOADED))
-        for step in steps(folder)
-        for entry in (folder / step_name(step)).iterdir()
-    )
-
-
 def remove(checkpoint: Path) -> bool:
     """Delete a checkpoint and its marks, the manifest first. False when the agent is uploading from it: try later.
 
@@ -94,8 +79,33 @@ def remove(checkpoint: Path) -> bool:
     # Without its manifest it is no checkpoint any more: a crash below leaves nothing that looks whole.
     if (checkpoint / MANIFEST).is_file():
         (checkpoint / MANIFEST).unlink()
-    shutil.rmtree(checkpoint)
+    for entry in list(checkpoint.iterdir()):
+        _remove_file(entry)
+    try:
+        checkpoint.rmdir()
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False  # the agent has begun on a file since we looked
+        raise
     return True
+
+
+def _remove_file(path: Path) -> None:
+    if path.name.endswith((UPLOADING, UPLOADED)):
+        # The mark of a file that is still there is that file's.
+        if not path.with_name(path.name.removesuffix(UPLOADING).removesuffix(UPLOADED)).exists():
+            path.unlink(missing_ok=True)
+        return
+    uploading, uploaded = (path.with_name(path.name + mark) for mark in (UPLOADING, UPLOADED))
+    # Asked once more for each file: the agent goes on while we delete.
+    if uploading.exists() and not uploaded.exists():
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    for mark in (uploading, uploaded):
+        mark.unlink(missing_ok=True)
 
 
 def move_aside(folder: Path, step: int) -> Path | None:

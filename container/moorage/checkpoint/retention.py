@@ -1,29 +1,35 @@
-"""Which checkpoints stay. Deleting one here deletes it in S3 too: the platform's agent follows. No torch here."""
+"""Which checkpoints stay. Deleting one here deletes it in S3 too: the platform's agent follows. No torch here.
+
+Hosts that share no disk each hold a part of a checkpoint and have an agent of their own, so they compare what they hold
+and what is uploaded before any of them deletes its part: `look` on each, then `prune` with the looks of all.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from moorage.checkpoint import uploads
 from moorage.checkpoint.durable import describe, write_bytes
 from moorage.checkpoint.layout import (
     BEST,
     IGNORE,
     MANIFEST,
+    METADATA,
     UPLOADED,
     UPLOADING,
     committed,
     damaged,
-    has_agent,
     is_data_name,
-    is_uploaded,
     is_uploading,
     remove,
     step_name,
     steps,
 )
-from moorage.checkpoint.manifest import ManifestError, read_manifest
+from moorage.checkpoint.manifest import Manifest, ManifestError, read_manifest
 
 
 def mark_best(folder: Path, step: int) -> None:
@@ -31,53 +37,223 @@ def mark_best(folder: Path, step: int) -> None:
     write_bytes(folder / step_name(step) / BEST, b"")
 
 
-def kept(folder: Path, keep: int) -> set[int]:
-    """The steps that stay: the newest `keep` committed ones, the newest marked best, and where the agent uploads from
-    this folder, the newest that it has uploaded whole, so that S3 is never without one. Raises OSError.
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """keep: newest checkpoints that stay. every: steps; of those between two multiples of it the first stays for good.
+
+    A save by the clock seldom meets a multiple, hence the first one from there on. 0 is none.
     """
-    here = committed(folder)
-    stay = set(here[-keep:])
-    stay |= set([step for step in here if (folder / step_name(step) / BEST).exists()][-1:])
-    if has_agent(folder):
-        stay |= set([step for step in here if is_uploaded(folder / step_name(step))][-1:])
+
+    keep: int = 2
+    every: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one folder holds of a committed checkpoint. whole: all its files. own: those that were written here.
+
+    By their sizes: contents are verified when a job goes on from them. uploaded: all that is here is in S3.
+    begun: some of it is, or on its way.
+    """
+
+    whole: bool
+    own: bool
+    uploaded: bool = False
+    begun: bool = False
+    best: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What one folder holds, by step. agent: whether one uploads from it. error: why it cannot be read, or empty.
+
+    waits, seconds: the file that has waited longest for the agent, and how long.
+    """
+
+    parts: Mapping[int, Part] = field(default_factory=dict)
+    agent: bool = False
+    waits: str = ""
+    seconds: float = 0.0
+    error: str = ""
+
+
+def complete(looks: Collection[Look]) -> list[int]:
+    """The committed steps whose files are all there, on one folder or each on its own; oldest first."""
+    found = sorted({step for look in looks for step in look.parts})
+    return [
+        step
+        for step in found
+        if any(step in look.parts and look.parts[step].whole for look in looks)
+        or all(step in look.parts and look.parts[step].own for look in looks)
+    ]
+
+
+def staying(looks: Collection[Look], rule: Rule, restored: int = -1) -> set[int]:
+    """The steps that stay: the newest, the newest marked best, and those kept for good.
+
+    Where an agent uploads, S3 is to have one at any time, too: the newest that is uploaded from all hosts stays, with
+    the best before it, until a newer one is. So does the one that comes next, or a slow agent would lose each before
+    it is through with it. restored: the step this job went on from; it may have come from S3, where nothing marks it.
+    """
+    here = complete(looks)
+
+    def any_of(what: str, among: Iterable[int]) -> list[int]:
+        return [step for step in among if any(step in look.parts and getattr(look.parts[step], what) for look in looks)]
+
+    best = any_of("best", here)
+    stay = {*here[-rule.keep :], *best[-1:], *_kept_for_good(here, rule.every)}
+    if any(look.agent for look in looks):
+        uploaded = [step for step in here if all(look.parts[step].uploaded for look in looks if step in look.parts)]
+        newest = max(uploaded, default=-1)
+        for safe in {newest, max(newest, restored)} & set(here):
+            stay |= {safe, *[step for step in best if step <= safe][-1:]}
+        later = [step for step in here if step > max(newest, restored)]
+        stay |= {*(any_of("begun", later) or later)[:1]}
     return stay
 
 
-def prune(folder: Path, keep: int, log: logging.Logger) -> list[int]:
-    """Remove what need not stay, and say so. The steps of the committed checkpoints that are gone.
+def _kept_for_good(here: Sequence[int], every: int) -> set[int]:
+    first: dict[int, int] = {}
+    for step in here if every else ():
+        if step >= every:
+            first.setdefault(step // every, step)
+    return set(first.values())
 
-    Whatever is newer than the newest committed step is left alone: it may be on its way. So is a checkpoint from which
-    the agent is uploading, until the next time. An error is logged, since training can go on.
+
+class Shelf:
+    """The checkpoints of one folder. hosts: those that write to it. agent: whether one uploads from it; None is when
+    it leaves a mark. upload_bound: seconds after which a file that waits for it is worth a warning; 0 is never.
+
+    What is whole or uploaded stays so: it is looked at once, since each look is made beside the training.
     """
-    gone: list[int] = []
-    try:
-        here = committed(folder)
-        if not here:
+
+    def __init__(
+        self,
+        folder: Path,
+        rule: Rule,
+        log: logging.Logger,
+        *,
+        hosts: Collection[str] = (),
+        agent: bool | None = None,
+        upload_bound: float = 0.0,
+    ) -> None:
+        self._folder, self._rule, self._log, self._hosts = folder, rule, log, frozenset(hosts)
+        self._agent, self._marks = agent, False
+        self._lag = uploads.Lag(upload_bound, log)
+        self._settled: dict[int, Part] = {}
+        self._tidied: set[int] = set()
+        self._restored = -1
+
+    def went_on_from(self, step: int) -> None:
+        """The job has looked for the checkpoint to go on from, and put away what was newer. -1: there was none."""
+        self._restored = step
+        self._settled.clear()
+        self._tidied.clear()
+
+    def look(self) -> Look:
+        """Never raises: what other hosts wait for has to come."""
+        oldest: tuple[float, str] | None = None
+        parts = {}
+        try:
+            for step in committed(self._folder):
+                checkpoint = self._folder / step_name(step)
+                part, names = self._part(step, checkpoint)
+                parts[step] = part
+                if step > self._restored:
+                    waits = [(changed, f"{checkpoint.name}/{name}") for name, changed in uploads.waiting(names).items()]
+                    oldest = min([*waits, *([oldest] if oldest else [])], default=None)
+        except OSError as error:
+            return Look(error=f"{self._folder}: {describe(error)}")
+        agent = self._marks if self._agent is None else self._agent
+        since, name = oldest or (0.0, "")
+        return Look(parts=parts, agent=agent, waits=name, seconds=time.time() - since if name else 0.0)
+
+    def _part(self, step: int, checkpoint: Path) -> tuple[Part, uploads.Listing]:
+        known = self._settled.get(step)
+        best = (checkpoint / BEST).exists()
+        if known and known.own and known.uploaded:
+            return Part(whole=known.whole, own=True, uploaded=True, begun=True, best=best), {}
+        names = uploads.listing(checkpoint)
+        whole, own = (known.whole, known.own) if known and known.own else _sizes(checkpoint, self._hosts)
+        marked = uploads.has_marks(names)
+        self._marks |= marked
+        part = Part(whole=whole, own=own, uploaded=uploads.is_uploaded(names), begun=marked, best=best)
+        self._settled[step] = part
+        return part, names
+
+    def prune(self, looks: Collection[Look]) -> list[int]:
+        """Remove what need not stay, and say so. The steps of the committed checkpoints that are gone.
+
+        looks: of all folders of the job, this one included. Whatever is newer than the newest complete step is left
+        alone: it may be on its way. So is a checkpoint from which the agent is uploading, until the next time. An error
+        is logged, since training can go on.
+        """
+        gone: list[int] = []
+        here = complete(looks)
+        if errors := [look.error for look in looks if look.error]:
+            self._log.warning("old checkpoints stay for now: %s", "; ".join(errors))
+        if errors or not here:
             return gone
-        stay = kept(folder, keep)
-        for step in [step for step in steps(folder) if step < here[-1] and step not in stay]:
-            if remove(folder / step_name(step)):
-                if step in here:
-                    gone.append(step)
-                else:
-                    log.info("%s was never committed: removed", step_name(step))
-        for step in stay:
-            for stray in _strays(folder / step_name(step)):
-                stray.unlink(missing_ok=True)
-        for step, folders in damaged(folder).items():
-            for aside in folders:
-                # It was kept to be looked at until training passed its step again.
-                if step <= here[-1] and remove(aside):
-                    log.info("%s, moved aside as damaged, was removed", aside.name)
-    except OSError as error:
-        log.warning("old checkpoints in %s cannot be removed: %s", folder, describe(error))
-    return gone
+        stay = staying(looks, self._rule, self._restored)
+        try:
+            old = [step for step in steps(self._folder) if step < here[-1] and step not in stay]
+            gone = [step for step in old if self._remove(step, here)]
+            for step in stay - self._tidied:
+                self._tidy(step)
+            for step, folders in damaged(self._folder).items():
+                for aside in folders:
+                    # It was kept to be looked at until training passed its step again.
+                    if step <= here[-1] and remove(aside):
+                        self._log.info("%s, moved aside as damaged, was removed", aside.name)
+        except OSError as error:
+            self._log.warning("old checkpoints in %s cannot be removed: %s", self._folder, describe(error))
+        return gone
+
+    def warn(self, look: Look) -> None:
+        """Say when the agent of this folder falls behind."""
+        if look.agent:
+            self._lag.tell(look.waits, look.seconds)
+
+    def _remove(self, step: int, here: Collection[int]) -> bool:
+        """Whether a committed checkpoint is gone."""
+        was_committed = (self._folder / step_name(step) / MANIFEST).exists()
+        if not remove(self._folder / step_name(step)):
+            return False
+        self._settled.pop(step, None)
+        if not was_committed:
+            self._log.info("%s was never committed: removed", step_name(step))
+        elif step not in here:
+            self._log.warning("%s lacked some of its files: removed", step_name(step))
+        return was_committed
+
+    def _tidy(self, step: int) -> None:
+        checkpoint = self._folder / step_name(step)
+        if not checkpoint.is_dir() or is_uploading(checkpoint):
+            return
+        for stray in _strays(checkpoint):
+            stray.unlink(missing_ok=True)
+        self._tidied.add(step)
+
+
+def _sizes(checkpoint: Path, hosts: Collection[str]) -> tuple[bool, bool]:
+    """Whether all files of a checkpoint are here, and all that these hosts wrote."""
+    try:
+        manifest, _ = read_manifest(checkpoint)
+    except (FileNotFoundError, ManifestError):
+        return False, False
+    lacking = [name for name in manifest.files if not _fits(checkpoint / name, manifest, name)]
+    return not lacking, not any(name == METADATA or manifest.files[name].host in hosts for name in lacking)
+
+
+def _fits(path: Path, manifest: Manifest, name: str) -> bool:
+    try:
+        return path.lstat().st_size == manifest.files[name].size
+    except FileNotFoundError:
+        return False
 
 
 def _strays(checkpoint: Path) -> Iterator[Path]:
     """Files of another attempt at the same step, which the manifest does not name."""
-    if is_uploading(checkpoint):
-        return
     try:
         manifest, _ = read_manifest(checkpoint)
     except (FileNotFoundError, ManifestError):
