@@ -1,0 +1,204 @@
+"""What `make push` and `make scan` ask AWS: whose registry, which repository, what a tag holds, what a scan found."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import boto3
+import botocore.exceptions as boto
+from botocore.config import Config
+
+from moorage.errors import MoorageError
+
+MANIFESTS = [
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    "application/vnd.oci.image.index.v1+json",
+]
+
+_HOST = re.compile(
+    r"(?P<account>\d{12})\.dkr[.-]ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.(amazonaws\.com|on\.aws)(\.[a-z]+)?"
+)
+
+_DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "KmsException"}
+_UNKNOWN_KEYS = {
+    "UnrecognizedClientException", "InvalidClientTokenId", "SignatureDoesNotMatch", "InvalidSignatureException",
+    "AuthFailure",
+}  # fmt: skip
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
+
+_SIGN_IN = (
+    "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or sign in by `aws sso login`; "
+    "in CodeBuild the project's service role gives them"
+)
+
+
+class RegistryError(MoorageError):
+    """AWS, a registry or the docker engine refuses, or is not reached."""
+
+    exit_code = 69
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repository:
+    """An ECR repository. uri: host and name, as images in it are called."""
+
+    account: str
+    region: str
+    name: str
+    uri: str
+    immutable: bool
+    scans_on_push: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What a tag holds. config: the digest of the image's configuration, which an engine calls the image's id."""
+
+    digest: str
+    config: str
+
+
+def parse_host(host: str) -> tuple[str, str] | None:
+    """Account and region of an ECR registry's host name; None for that of another registry."""
+    match = _HOST.fullmatch(host)
+    return (match["account"], match["region"]) if match else None
+
+
+class Ecr:
+    """One account's registry in one region. Every method raises RegistryError where AWS refuses or is not reached."""
+
+    def __init__(self, *, account: str = "", region: str = "") -> None:
+        """account, region: by default those of the credentials and of the AWS configuration."""
+        config = Config(connect_timeout=10, read_timeout=60, retries={"mode": "standard", "max_attempts": 4})
+        with aws_errors("cannot use AWS"):
+            session = boto3.Session(region_name=region or None)
+            self._client = session.client("ecr", config=config)
+            self.region = str(self._client.meta.region_name)
+            if not account:
+                account = str(session.client("sts", config=config).get_caller_identity()["Account"])
+        self.account = account
+
+    def repository(self, name: str) -> Repository | None:
+        """The repository, or None when there is none of that name."""
+        with aws_errors(f"cannot look up the ECR repository {name!r}", allow="ecr:DescribeRepositories"):
+            try:
+                answer = self._client.describe_repositories(registryId=self.account, repositoryNames=[name])
+            except self._client.exceptions.RepositoryNotFoundException:
+                return None
+        return self._repository(answer["repositories"][0])
+
+    def create(self, name: str, *, kms_key: str = "") -> Repository:
+        """Make the repository: tags immutable, scanned on push, encrypted by AES-256 or by `kms_key`, an ARN."""
+        encryption = {"encryptionType": "KMS", "kmsKey": kms_key} if kms_key else {"encryptionType": "AES256"}
+        with aws_errors(f"cannot create the ECR repository {name!r}", allow="ecr:CreateRepository"):
+            answer = self._client.create_repository(
+                registryId=self.account,
+                repositoryName=name,
+                imageTagMutability="IMMUTABLE",
+                imageScanningConfiguration={"scanOnPush": True},
+                encryptionConfiguration=encryption,
+            )
+        return self._repository(answer["repository"])
+
+    def login(self) -> dict[str, str]:
+        """User and password of the registry, valid for 12 hours. To be handed to the engine only."""
+        with aws_errors("cannot get a password of ECR", allow="ecr:GetAuthorizationToken"):
+            answer = self._client.get_authorization_token()
+        token = base64.b64decode(answer["authorizationData"][0]["authorizationToken"]).decode()
+        user, _, password = token.partition(":")
+        return {"username": user, "password": password}
+
+    def held(self, repository: str, tag: str) -> Held | None:
+        """What `tag` holds, or None where it is free."""
+        with aws_errors(f"cannot look up {repository}:{tag}", allow="ecr:BatchGetImage"):
+            answer = self._client.batch_get_image(
+                registryId=self.account,
+                repositoryName=repository,
+                imageIds=[{"imageTag": tag}],
+                acceptedMediaTypes=MANIFESTS,
+            )
+        for image in answer["images"]:
+            manifest = json.loads(image["imageManifest"])
+            return Held(digest=image["imageId"]["imageDigest"], config=manifest.get("config", {}).get("digest", ""))
+        return None
+
+    def start_scan(self, repository: str, digest: str) -> None:
+        """Have a pushed image scanned, where its repository does not do so by itself. Harmless when it was today."""
+        what = f"cannot scan {repository}@{digest}"
+        already = self._client.exceptions.LimitExceededException
+        with aws_errors(what, allow="ecr:StartImageScan"), contextlib.suppress(already):
+            self._client.start_image_scan(
+                registryId=self.account, repositoryName=repository, imageId={"imageDigest": digest}
+            )
+
+    def scan(self, repository: str, digest: str) -> dict[str, Any]:
+        """The answer of DescribeImageScanFindings, its pages as one; {} when there is no scan, or not yet."""
+        asked: dict[str, Any] = {
+            "registryId": self.account, "repositoryName": repository, "imageId": {"imageDigest": digest}
+        }  # fmt: skip
+        found: dict[str, list[Any]] = {"findings": [], "enhancedFindings": []}
+        with aws_errors(f"cannot read the findings of {repository}@{digest}", allow="ecr:DescribeImageScanFindings"):
+            while True:
+                try:
+                    answer = self._client.describe_image_scan_findings(**asked)
+                except (self._client.exceptions.ScanNotFoundException, self._client.exceptions.ImageNotFoundException):
+                    return {}
+                for name in found:
+                    found[name] += answer.get("imageScanFindings", {}).get(name, [])
+                if "nextToken" not in answer:
+                    return {"imageScanStatus": answer.get("imageScanStatus", {}), "imageScanFindings": found}
+                asked["nextToken"] = answer["nextToken"]
+
+    def _repository(self, answer: dict[str, Any]) -> Repository:
+        return Repository(
+            account=self.account,
+            region=self.region,
+            name=answer["repositoryName"],
+            uri=answer["repositoryUri"],
+            immutable=answer["imageTagMutability"].startswith("IMMUTABLE"),
+            scans_on_push=answer["imageScanningConfiguration"]["scanOnPush"],
+        )
+
+
+@contextlib.contextmanager
+def aws_errors(what: str, *, allow: str = "") -> Iterator[None]:
+    """Turns boto3's errors into RegistryError: `what`, the cause, the remedy. allow: the IAM action it takes."""
+    try:
+        yield
+    except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
+        raise RegistryError(what, why=f"there are no AWS credentials ({error})", fix=_SIGN_IN) from None
+    except boto.NoRegionError:
+        raise RegistryError(
+            what, why="no region is set", fix="set AWS_REGION, or name the registry by REGISTRY"
+        ) from None
+    except boto.ClientError as error:
+        raise _refused(what, allow, error) from None
+    except (boto.ConnectionError, boto.HTTPClientError) as error:
+        why = f"AWS is not reached: {error}"
+        raise RegistryError(
+            what, why=why, fix="check AWS_REGION, the network, and AWS_ENDPOINT_URL if it is set"
+        ) from None
+    except boto.BotoCoreError as error:
+        raise RegistryError(what, why=f"{type(error).__name__}: {error}", fix=_SIGN_IN) from None
+
+
+def _refused(what: str, allow: str, error: boto.ClientError) -> RegistryError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    message = str(error.response.get("Error", {}).get("Message", ""))
+    if code in _DENIED:
+        return RegistryError(
+            what, why=f"access denied: {message}", fix=f"allow {allow or 'it'} to the role that runs this"
+        )
+    if code in _UNKNOWN_KEYS:
+        return RegistryError(what, why=f"AWS does not know these credentials ({code})", fix=_SIGN_IN)
+    if code in _EXPIRED:
+        return RegistryError(what, why=f"the AWS credentials have expired ({code})", fix=_SIGN_IN)
+    return RegistryError(what, why=f"AWS answered {code}: {message}", fix="see docs/shipping.md")
