@@ -1,6 +1,6 @@
 # The training image, in a CPU and a CUDA variant. `make build` calls it with the right arguments; see image/build.
 #
-#   python-base -> builder -> app           what is installed, and what is ours
+#   python-base -> builder -> app           what is installed, and what is ours: /venv and /app, copied to /
 #   python-base -> compiler-* -> efa-* -> variant-* -> runtime
 #
 # It is written for the oldest BuildKit in use, Debian 12's: no syntax line, no heredocs, no COPY --link.
@@ -49,7 +49,8 @@ ARG CLEAN=0
 COPY requirements/${VARIANT}.lock /build/image.lock
 RUN --mount=type=secret,id=ca --mount=type=secret,id=index \
     --mount=type=cache,target=/root/.cache/uv --mount=from=wheels,target=/wheels \
-    /build/install-locked /build/image.lock /opt/venv
+    /build/install-locked /build/image.lock /opt/venv && \
+    mkdir -p /venv/opt && mv /opt/venv /venv/opt/ && ln -s /venv/opt/venv /opt/venv && touch --date=@1577836800 /venv/opt
 
 
 FROM builder AS app
@@ -66,7 +67,8 @@ RUN printf '#!/opt/venv/bin/python3\nimport sys\nfrom moorage.cli import main\ns
     sed -i '1s|.*|#!/opt/venv/bin/python3|' /opt/moorage/bin/* && chmod 755 /opt/moorage/bin/* && \
     find /opt/moorage -exec touch --date=@1577836800 {} + && \
     /opt/venv/bin/python -m compileall -q --invalidation-mode timestamp /opt/moorage/lib && \
-    find /opt/moorage \( -type d -o -name '*.pyc' \) -exec touch --date=@1577836800 {} +
+    mkdir -p /app/opt && mv /opt/moorage /app/opt/ && \
+    find /app \( -type d -o -name '*.pyc' \) -exec touch --date=@1577836800 {} +
 
 
 FROM python-base AS compiler-0
@@ -102,8 +104,9 @@ RUN python=$(python3 -c 'import sys; print("python%d.%d" % sys.version_info[:2])
 
 
 FROM variant-${VARIANT} AS runtime
-COPY --from=builder /opt/venv /opt/venv
-COPY --from=app /opt/moorage /opt/moorage
+# With the folder above, whose time would else be now: equal content is an equal layer, whoever built it.
+COPY --from=builder /venv /
+COPY --from=app /app /
 ENV PATH=/opt/moorage/bin:/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8
 # `train` is PID 1 itself: no shell, no init between the platform's SIGTERM and the one who answers it.
 STOPSIGNAL SIGTERM
