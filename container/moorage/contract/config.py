@@ -59,6 +59,7 @@ class JobConfig:
     hyperparameters: Mapping[str, str] = field(repr=False)
     sagemaker: Mapping[str, str] = field(repr=False)
     checkpoint_folder: Path
+    has_checkpoint_config: bool
     raw: Mapping[str, Any] = field(repr=False)
 
     @property
@@ -76,6 +77,28 @@ class JobConfig:
             why=f"its channels are: {there}",
             fix="name it in InputDataConfig (inputdataconfig.json)",
         )
+
+    @property
+    def upload_agent(self) -> bool | None:
+        """Whether the platform uploads the checkpoint folder; None when only its marks can tell."""
+        return {"on": True, "off": False, "auto": True if self.has_checkpoint_config else None}[
+            self.settings.upload_agent
+        ]
+
+    @property
+    def warm_start_folder(self) -> Path | None:
+        """What the setting warm_start names. Raises ConfigError for what is neither an absolute path nor a channel."""
+        text = self.settings.warm_start
+        if not text or Path(text).is_absolute():
+            return Path(text) if text else None
+        name, _, rest = text.partition("/")
+        if name not in {channel.name for channel in self.channels}:
+            raise ConfigError(
+                f"warm_start {text!r} is neither an absolute path nor in a channel",
+                why=f"the job's channels are: {', '.join(channel.name for channel in self.channels) or 'none'}",
+                fix="give a path such as /opt/ml/input/data/CHANNEL, or the name of a channel of InputDataConfig",
+            )
+        return self.channel(name).folder / rest
 
     @classmethod
     def read(
@@ -128,6 +151,7 @@ class JobConfig:
             ),
             sagemaker=MappingProxyType({k: v for k, v in texts.items() if k.startswith("sagemaker_")}),
             checkpoint_folder=_checkpoint_folder(checkpoint, paths),
+            has_checkpoint_config=bool(checkpoint.get("LocalPath")),
             raw=MappingProxyType({"resourceconfig": resource, "inputdataconfig": inputs, "hyperparameters": texts}),
         )
 

@@ -105,6 +105,33 @@ class Settings:
         check=_positive,
     )
     keep: int = setting(2, "Newest checkpoints kept, beside the best.", check=_positive)
+    keep_every: int = setting(
+        0,
+        "Steps; the first checkpoint at or after each multiple is kept for good. 0 keeps none so.",
+        check=_not_negative,
+    )
+    upload_agent: str = setting(
+        "auto",
+        "Whether the platform uploads the checkpoint folder, so that old checkpoints go only once newer ones are in "
+        "S3; auto is where the job has a CheckpointConfig, or the agent's marks are seen.",
+        choices=("auto", "on", "off"),
+    )
+    upload_minutes: float = setting(
+        10.0,
+        "Minutes that a file may wait to be uploaded before a warning; 0 never warns.",
+        check=_not_negative,
+    )
+    warm_start: str = setting(
+        "",
+        "What a job without a checkpoint of its own begins with: the folder of another job's checkpoints, one of "
+        "them, or a folder with model.safetensors; as a path, or as CHANNEL or CHANNEL/FOLDER.",
+    )
+    warm_start_what: str = setting(
+        "weights",
+        "weights: those of the tracked models, and training begins at step 0. all: everything tracked, and training "
+        "goes on at the step of that checkpoint.",
+        choices=("weights", "all"),
+    )
     best: str = setting(
         "",
         "Reported metric that names the best checkpoint, as max:val_accuracy or min:val_loss.",

@@ -59,7 +59,8 @@ class Run:
         self._ledger = Ledger.of_run(run_folder) if place.local_rank == 0 else Ledger.none()
         checkpointer = Checkpointer(
             config.checkpoint_folder, rank=place.rank, world_size=place.world_size, local_rank=place.local_rank,
-            host=config.current_host, keep=settings.keep, attempt=place.attempt,
+            host=config.current_host, keep=settings.keep, keep_every=settings.keep_every, attempt=place.attempt,
+            uploads=config.upload_agent, upload_bound=60 * settings.upload_minutes,
         )  # fmt: skip
         self._saver = Saver(checkpointer, settings=settings, ledger=self._ledger, rank=place.rank)
         self._progress = Progress.create(run_folder, place.local_rank) if run_folder else None
