@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from image.containers import Container, Containers
-from image.job import DEADLINE, ContainerJob, last_step, left_alone, reports, same
+from image.job import DEADLINE, ContainerJob, last_step, left_alone, same
 from support import wait_until
 
 
