@@ -27,7 +27,7 @@ _HOST = re.compile(
     r"(?P<account>\d{12})\.dkr[.-]ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.(amazonaws\.com|on\.aws)(\.[a-z]+)?"
 )
 
-_DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "KmsException"}
+_DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "KmsException", "403"}
 _UNKNOWN_KEYS = {
     "UnrecognizedClientException", "InvalidClientTokenId", "SignatureDoesNotMatch", "InvalidSignatureException",
     "AuthFailure",
@@ -194,9 +194,9 @@ def _refused(what: str, allow: str, error: boto.ClientError) -> RegistryError:
     code = str(error.response.get("Error", {}).get("Code", ""))
     message = str(error.response.get("Error", {}).get("Message", ""))
     if code in _DENIED:
-        return RegistryError(
-            what, why=f"access denied: {message}", fix=f"allow {allow or 'it'} to the role that runs this"
-        )
+        # A bare 403 comes with a page of its sender, a proxy often.
+        why = "access denied" if code == "403" else f"access denied: {message}"
+        return RegistryError(what, why=why, fix=f"allow {allow or 'it'} to the role that runs this")
     if code in _UNKNOWN_KEYS:
         return RegistryError(what, why=f"AWS does not know these credentials ({code})", fix=_SIGN_IN)
     if code in _EXPIRED:

@@ -7,8 +7,9 @@
     ALLOW_DIRTY=1  pushes an image that was built of uncommitted changes, its tag says so
     ECR_HOST       reaches ECR's registry by another host name: an endpoint of one's own network, a proxy, a stand-in
     REGISTRY_USER, REGISTRY_PASSWORD  of a registry other than ECR; by default what `docker login` stored
+    REPORTS        the folder for image-<variant>.json, default build/reports
 
-Prints registry/repository@digest, and writes build/reports/image-<variant>.json.
+Prints registry/repository@digest, and writes it with tag and revision to image-<variant>.json.
 """
 
 from __future__ import annotations
@@ -27,8 +28,6 @@ from docker_api import Auth, Engine, Image
 from ecr import Ecr, Held, RegistryError, Repository, parse_host
 
 from moorage.errors import ConfigError, MoorageError
-
-REPORTS = Path(__file__).resolve().parent.parent / "build" / "reports"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +81,9 @@ def push(env: Mapping[str, str], arguments: argparse.Namespace) -> None:
         "revision": image.revision,
         "ecr": target.repository and dataclasses.asdict(target.repository),
     }
-    REPORTS.mkdir(parents=True, exist_ok=True)
-    (REPORTS / f"image-{variant}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    reports = Path(env.get("REPORTS") or "build/reports")
+    reports.mkdir(parents=True, exist_ok=True)
+    (reports / f"image-{variant}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(report["image"])
 
 

@@ -1,11 +1,12 @@
 """The gate: fails for a vulnerability that ECR found in the pushed image and that nobody allowed. `make scan`.
 
-    VARIANT        whose image: the one that build/reports/image-<variant>.json names, which `make push` wrote
+    VARIANT        whose image: the one that image-<variant>.json names, which `make push` wrote
     SCAN_SEVERITY  the mildest that fails, default HIGH
     SCAN_MINUTES   how long to wait for ECR's scan, default 15
     SCAN_ALLOWED   the allowlist, default image/allowed-vulnerabilities.json
+    REPORTS        the folder of image-<variant>.json and scan-<variant>.xml, default build/reports
 
-Prints a table, or JSON, and writes build/reports/scan-<variant>.xml for JUnit's readers.
+Prints a table, or JSON, and writes scan-<variant>.xml, for readers of JUnit's XML.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from verdict import as_json, failure, junit, table
 from moorage.errors import ConfigError, MoorageError
 
 HERE = Path(__file__).resolve().parent
-REPORTS = HERE.parent / "build" / "reports"
 SLOWEST_SECONDS = 10.0
 
 _DONE = {"COMPLETE", "ACTIVE"}
@@ -59,10 +59,11 @@ def scan(env: Mapping[str, str], *, machine: bool) -> int:
         raise ConfigError(f"SCAN_MINUTES={env['SCAN_MINUTES']} is not a number", fix="give minutes, as 15") from None
     file = Path(env.get("SCAN_ALLOWED") or HERE / "allowed-vulnerabilities.json")
     allowed = read_allowed(file)
-    pushed = read_pushed(REPORTS / f"image-{variant}.json")
+    reports = Path(env.get("REPORTS") or "build/reports")
+    pushed = read_pushed(reports / f"image-{variant}.json")
     found = parse(await_findings(pushed, seconds=minutes * 60))
     verdict = judge(found, allowed, severity=severity, today=datetime.datetime.now(datetime.UTC).date())
-    (REPORTS / f"scan-{variant}.xml").write_bytes(junit(verdict, severity, f"scan-{variant}"))
+    (reports / f"scan-{variant}.xml").write_bytes(junit(verdict, severity, f"scan-{variant}"))
     print((as_json if machine else table)(verdict, pushed["image"], severity))
     if not verdict.passed:
         print(failure(verdict, severity, file), file=sys.stderr)
