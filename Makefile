@@ -22,7 +22,8 @@ PYTHON_FILES := container tests examples $(wildcard train serve image/healthchec
 VARIANT ?= cpu
 IMAGE ?= moorage
 TAG ?= $(VARIANT)
-export VARIANT IMAGE TAG BASE_IMAGE COMPILER EFA WHEELS TORCH_INDEX
+# The others reach it only where they are given: an empty one would mean something else.
+export VARIANT IMAGE TAG
 # Containers are tested where there is an engine and the image.
 HAS_IMAGE = $(shell docker image inspect $(IMAGE):cpu >/dev/null 2>&1 && echo tests/image)
 
