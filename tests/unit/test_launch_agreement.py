@@ -183,6 +183,7 @@ def test_a_host_that_never_came_is_named() -> None:
     sends = agreed.tick(30.0)
     assert told(sends) == [("a", "leave")]
     assert sends[0][1]["failure"]["message"].startswith("b did not join within 30 s. 1 of 2 hosts")
+    assert "current_host in resourceconfig.json must be that name" in sends[0][1]["failure"]["message"]
 
 
 def test_the_time_to_join_is_over_when_all_are_here_however_long_they_prepare() -> None:

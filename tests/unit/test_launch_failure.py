@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moorage.contract.failure import LIMIT, Failure, hint_for, job_secrets, shortened, write_failure
+from moorage.errors import ConfigError
 from moorage.launch.diagnosis import Ending, diagnose
 
 NO_FILE = Path("/nonexistent/error.json")
@@ -154,6 +155,12 @@ def test_a_program_that_only_says_something_and_leaves(tmp_path: Path) -> None:
     assert (found.message, found.code) == ("the channel train is empty", 1)
 
 
+def test_an_error_before_the_host_knows_its_name() -> None:
+    assert Failure.from_error(ConfigError("x.json is missing", fix="write it"), "").headline == (
+        "x.json is missing. write it."
+    )
+
+
 def test_a_program_that_says_nothing() -> None:
     found = diagnose(Ending(rank=0, status=-9, error_file=NO_FILE, stderr=[]), "h")
     assert found.headline == "rank 0 on h was killed by SIGKILL"
@@ -184,6 +191,18 @@ def test_torchruns_error_file_wins_over_the_log(tmp_path: Path) -> None:
     found = diagnose(Ending(rank=0, status=1, error_file=file, stderr=["KeyError: other"]), "h")
     assert (found.message, found.frames) == ("ValueError: x", ("b/c/train.py:2 in main: go()",))
     assert found.time == file.stat().st_mtime
+
+
+def test_the_exception_of_a_data_worker_and_not_its_traceback(tmp_path: Path) -> None:
+    file = tmp_path / "error.json"
+    message = (
+        "KeyError: Caught KeyError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        + '  File "/a/b/c/worker.py", line 374, in _worker_loop\n    data = fetch(index)\n' * 12
+        + "KeyError: 'the column price'\n"
+    )
+    file.write_text(json.dumps({"message": {"message": message, "extraInfo": {}}}))
+    found = diagnose(Ending(rank=0, status=1, error_file=file, stderr=[]), "h")
+    assert found.message == "KeyError: Caught KeyError in DataLoader worker process 0: KeyError: 'the column price'"
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"message": 3}', "{}", '{"message": {"extraInfo": []}}', "\xff"])

@@ -86,7 +86,7 @@ class Failure:
     def headline(self) -> str:
         """Who failed, how, and of what; one line where the message is one."""
         what = f"{self.who} {self.how}".rstrip()
-        return f"{what}: {self.message}" if self.message else what
+        return ": ".join(part for part in (what, self.message) if part)
 
     def text(self, limit: int = LIMIT) -> str:
         """For the failure file: at most `limit` bytes of UTF-8. Frames give way first, the outermost before others."""
@@ -224,7 +224,8 @@ _TEXT_HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
         (
             r"Permission denied|Read-only file system",
-            "inputs are read-only: write to the model, output or checkpoint folder.",
+            "write to the model, output or checkpoint folder, which the container's user must own: "
+            "inputs are read-only, and so is the image under --read-only.",
         ),
     )
 )

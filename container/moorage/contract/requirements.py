@@ -31,6 +31,7 @@ _INCLUDED = re.compile(r"(?:-r|-c|--requirement|--constraint)[\s=]*(?P<file>\S.*
 _LOCAL = re.compile(r"-e\b|--editable\b|\.|/|file:|[^\s#]*@\s*file:")
 _TORCH_FILE = re.compile(r"(?:\S*/)?torch-\d\S*\.(?:whl|tar\.gz|zip)\b")
 _CREDENTIALS = re.compile(r"://([^\s/]+)@")
+_NOT_WRITABLE = re.compile(r"OSError: \[Errno \d+\] (?:Permission denied|Read-only file system)")
 _NO_NETWORK = re.compile(
     r"NewConnectionError|Network is unreachable|Temporary failure in name resolution|Name or service not known"
     r"|No address associated with hostname|ConnectTimeout|Read timed out|Connection refused|No route to host"
@@ -185,6 +186,11 @@ def _failed(file: Path, code: int, output: Sequence[str], torch: str) -> Require
         fix = "install pip into the image, or bake the program's packages into it"
     elif "torch==" in text and "conflict" in text:
         fix = f"one of the packages needs another torch than {torch}, which stays: choose a version that allows it"
+    elif _NOT_WRITABLE.search(text):
+        fix = (
+            "this container's user cannot change its packages, or its root is read-only: bake the packages into an "
+            "image FROM this one, or run without --user and --read-only"
+        )
     elif _NO_NETWORK.search(text):
         fix = (
             "nothing can be downloaded under network isolation: bake the packages into the image, or give their wheels "

@@ -292,7 +292,8 @@ class Agreement:
         error = ClusterError(
             f"{missing} did not join within {self.settings.join_timeout:.0f} s",
             why=f"{len(self.absent())} of {len(self.hosts)} hosts never reached {self.hosts[0]}",
-            fix=f"look at the logs of {missing}; the time to wait is the setting join_timeout, the port control_port",
+            fix=f"look at the logs of {missing}, where current_host in resourceconfig.json must be that name; "
+            "the time to wait is the setting join_timeout, the port control_port",
         )
         return Failure.from_error(error, self.hosts[0], time=time.time())
 

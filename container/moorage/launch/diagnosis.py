@@ -24,6 +24,7 @@ _EFFECT = re.compile(
 )
 """What a rank says when another one went away. Such a failure is believed only where no other explains it."""
 
+_ORIGINAL = "Original Traceback (most recent call last):"
 _RANK_MARK = re.compile(r"^\[rank\d+\]:[ ]?")
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+)(?:,? in (?P<name>.+))?$')
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?::\s|$)")
@@ -85,7 +86,16 @@ def _from_error_file(path: Path) -> _Said | None:
     if not isinstance(message, dict):
         return None
     stack = _text(message.get("extraInfo"), "py_callstack").splitlines()
-    return _Said(message=_text(message, "message").strip(), frames=_frames(stack), time=written)
+    return _Said(message=_inner(_text(message, "message").strip()), frames=_frames(stack), time=written)
+
+
+def _inner(message: str) -> str:
+    """Of a DataLoader worker's exception, which its rank raises again with the traceback as text (torch
+    ExceptionWrapper): who raised it, and the exception itself.
+    """
+    outer, mark, traceback = message.partition(_ORIGINAL)
+    said = _from_traceback([_ORIGINAL, *traceback.splitlines()]) if mark else None
+    return f"{outer.strip().rstrip('.')}: {said.message}" if said else message
 
 
 def _text(value: Any, key: str) -> str:

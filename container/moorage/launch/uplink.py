@@ -163,7 +163,8 @@ class OtherHost:
         error = ClusterError(
             f"{self._first} could not be joined within {self._config.settings.join_timeout:.0f} s",
             why=why,
-            fix=f"look at the log of {self._first}; the settings are join_timeout and control_port",
+            fix=f"look at the log of {self._first}, where current_host in resourceconfig.json must be that name; "
+            "the settings are join_timeout and control_port",
         )
         self._lost(Failure.from_error(error, self._config.current_host, time=time.time()))
 
