@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-HYPERPARAMETERS = {"epochs": "40", "batch_size": "32", "moorage_ranks_per_host": "2", "moorage_log_every": "20"}
+HYPERPARAMETERS = {"epochs": "20", "batch_size": "32", "moorage_ranks_per_host": "2", "moorage_log_every": "20"}
 
 
 def lay_out(
