@@ -25,13 +25,14 @@ from moorage.errors import ConfigError
 from moorage.training.best import Best
 from moorage.training.export import export
 from moorage.training.feed import Feed, Position
+from moorage.training.leaving import save_in_time
 from moorage.training.loaders import build_loader
 from moorage.training.metrics import StepMetrics, scalar
 from moorage.training.parallel import clip, set_gradient_sync, spread
 from moorage.training.precision import Precision
 from moorage.training.ranks import Place, Ranks
 from moorage.training.saving import Saver
-from moorage.training.stop import SAVE, STOP, Agreement, Phase, Stopped, StopSignal
+from moorage.training.stop import SAVE, STOP, Agreement, Phase, Stopped, StopSignal, leave_now
 
 log = logging.getLogger("moorage")
 
@@ -285,10 +286,18 @@ class Run:
         return bool(self._agreement.settle(self._stop_wish()) & STOP)
 
     def leave(self) -> None:
-        """Save, and end this rank as a stop asks it to. Collective. Raises Stopped."""
-        log.info("asked to stop: saving at step %d", self._position.step)
-        self._save(wait=True)
-        self._close("stopped")
+        """Save, and end this rank as a stop asks it to. Collective. Raises Stopped.
+
+        Where a save would not end within the setting `grace`, the last checkpoint is kept, with a word in the log.
+        """
+        step = self._position.step
+        left = save_in_time(
+            self._saver, self._ranks, self._save, step=step, deadline=self._stop.deadline(self.settings.grace)
+        )
+        if left.hung:
+            self._ledger.write("stopped", step=step, kept=left.kept)
+            leave_now()
+        self._close("stopped", kept=left.kept)
         raise Stopped
 
     # Evaluation and reports
@@ -400,11 +409,11 @@ class Run:
     def _run_state(self) -> dict[str, Any]:
         return {"best": self._best.state(), "feed": self._feed.state()}
 
-    def _close(self, event: str) -> None:
+    def _close(self, event: str, **facts: object) -> None:
         self._saver.close()
         if self._trackers:
             self._trackers.finish()
-        self._ledger.write(event, step=self._position.step)
+        self._ledger.write(event, step=self._position.step, **facts)
         self._ranks.part()
 
     # Inside

@@ -19,6 +19,9 @@ from moorage.errors import STOPPED
 STUCK_SECONDS = 5.0
 """A rank that was asked to stop during set-up, where nothing is to be saved, leaves a stuck call after this long."""
 
+LEAVE_SECONDS = 5.0
+"""Before the end of the grace a rank begins to leave, at the latest: Python takes a second or two on a busy host."""
+
 
 class Stopped(SystemExit):
     """Training was stopped, its state saved. A SystemExit: it passes through `except Exception` and runs `finally`."""
@@ -41,8 +44,24 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested_at: float | None = None
+        """As time.monotonic()."""
         self.phase = Phase.SET_UP
+
+    @property
+    def requested(self) -> bool:
+        return self.requested_at is not None
+
+    def _request(self) -> None:
+        if self.requested_at is None:
+            self.requested_at = time.monotonic()
+
+    def deadline(self, grace: float) -> float:
+        """When this rank has to be gone, as time.monotonic(), a little before it would be killed. grace: seconds from
+        the signal, which may have come to other ranks and not yet to this one.
+        """
+        since = time.monotonic() if self.requested_at is None else self.requested_at
+        return since + grace - min(LEAVE_SECONDS, grace / 5)
 
     def install(self) -> None:
         """Call in the main thread. A SIGTERM from now on is noticed."""
@@ -61,7 +80,7 @@ class StopSignal:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.requested:
             raise KeyboardInterrupt
-        self.requested = True
+        self._request()
         if self.phase is Phase.SET_UP:
             raise Stopped
 
@@ -71,7 +90,7 @@ class StopSignal:
             if not numbers:
                 return
             if signal.SIGTERM in numbers or signal.SIGINT in numbers:
-                self.requested = True
+                self._request()
                 if self.phase is Phase.SET_UP:
                     # The main thread may sit in a call that does not return, waiting for ranks that have left.
                     timer = threading.Timer(STUCK_SECONDS, self._leave_if_stuck)
