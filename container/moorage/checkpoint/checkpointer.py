@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultLoadPlanner
@@ -25,11 +25,14 @@ from moorage.checkpoint.group import USUAL, Group
 from moorage.checkpoint.layout import MANIFEST, step_name
 from moorage.checkpoint.manifest import JSON, Manifest, SaveInfo
 from moorage.checkpoint.metadata import MetadataError, SafeReader, TensorFacts, read_metadata, tensor_facts
+from moorage.checkpoint.other import Other, find_other
 from moorage.checkpoint.plan import Plan, make_plan, structure
 from moorage.checkpoint.resume import Resume
 from moorage.checkpoint.shard import Staging
 from moorage.checkpoint.store import find_store
 from moorage.errors import CheckpointError
+
+T = TypeVar("T")
 
 __all__ = ["Checkpointer", "Outcome", "SaveInfo"]
 
@@ -115,18 +118,39 @@ class Checkpointer:
         self._join()
         return Resume(self._store, self._group, self._log).whole(step)
 
-    def stored(self, manifest: Manifest) -> dict[str, TensorFacts]:
-        """The tensors in a checkpoint. Raises CheckpointError."""
-        return tensor_facts(self._reader(manifest).read_metadata())
+    def other(self, folder: Path) -> Other:
+        """The newest checkpoint in a folder of another job, whole and verified on every host. Collective.
 
-    def load(self, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
-        """Fill `tensors` in place from a checkpoint given by `newest` or `at`, whatever the sharding. Collective.
+        Nothing is written there. Raises CheckpointError when there is none.
+        """
+        self._join()
+        return find_other(folder, self._group, self._store.hosts, self._log)
+
+    def agreed(self, what: str, action: Callable[[], T]) -> T:
+        """What `action` gives on all ranks alike. Collective.
+
+        what: for the CheckpointError of the other ranks when one fails, or when the hosts differ.
+        """
+        self._join()
+        found = self._group.each(what, action)
+        for rank, value in enumerate(found):
+            if value != found[0]:
+                raise CheckpointError(what, why=f"{self._store.hosts[rank]} holds something else than the first host")
+        return found[0]
+
+    def stored(self, manifest: Manifest, folder: Path | None = None) -> dict[str, TensorFacts]:
+        """The tensors in a checkpoint. folder: its own, where it is that of another job. Raises CheckpointError."""
+        return tensor_facts(self._reader(manifest, folder).read_metadata())
+
+    def load(self, manifest: Manifest, tensors: Mapping[str, Tensor], folder: Path | None = None) -> None:
+        """Fill `tensors` in place from a checkpoint given by `newest`, `at` or `other`, whatever the sharding.
+        Collective.
 
         Each rank may ask for other tensors, or none. Raises CheckpointError on all ranks when it fails on one.
         """
 
         def read() -> None:
-            reader = self._reader(manifest)
+            reader = self._reader(manifest, folder)
             planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
             planner.set_up_planner(dict(tensors), reader.read_metadata(), is_coordinator=False)
             plan = planner.create_local_plan()
@@ -143,8 +167,8 @@ class Checkpointer:
         self._join()
         self._group.each(f"checkpoint {manifest.name} cannot be loaded", read)
 
-    def _reader(self, manifest: Manifest) -> SafeReader:
-        folder = self._folder / manifest.name
+    def _reader(self, manifest: Manifest, folder: Path | None) -> SafeReader:
+        folder = folder or self._folder / manifest.name
         try:
             return SafeReader(
                 folder, read_metadata(folder, {name: entry.size for name, entry in manifest.files.items()})

@@ -22,7 +22,7 @@ class ModuleState:
 
     parameters: the name of each parameter by its id. replicated: parameters that DDP keeps alike on all ranks.
     derived: what state_dict() makes up instead of handing out, by canonical name; load_state_dict has to take it back.
-    raw: for the derived, the name that the module itself uses.
+    raw: for the derived, the name that the module itself uses. shared: further names of a tensor, each with its first.
     """
 
     tensors: dict[str, Tensor]
@@ -30,6 +30,7 @@ class ModuleState:
     replicated: frozenset[str]
     derived: dict[str, Any]
     raw: dict[str, str]
+    shared: dict[str, str]
 
 
 def read_module(module: nn.Module) -> ModuleState:
@@ -43,12 +44,15 @@ def read_module(module: nn.Module) -> ModuleState:
     names: dict[int, str] = {}
     derived: dict[str, Any] = {}
     raw: dict[str, str] = {}
+    shared: dict[str, str] = {}
     for given, value in state.items():
         name = rename(given)
-        if name in tensors or name in derived:
+        if name in tensors or name in derived or name in shared:
             raise CheckpointError(f"two parts of {type(module).__name__} have the name {name!r} without their wrappers")
         if isinstance(value, Tensor) and id(value) in own:
-            if id(value) not in names:
+            if id(value) in names:
+                shared[name] = names[id(value)]
+            else:
                 names[id(value)] = name
                 tensors[name] = value
         else:
@@ -56,7 +60,9 @@ def read_module(module: nn.Module) -> ModuleState:
     parameters = {key: name for key, name in names.items() if key in own_parameters}
     sharded = any(isinstance(tensor, DTensor) for tensor in tensors.values())
     alike = frozenset(parameters.values()) if rename.ddp and not sharded else frozenset[str]()
-    return ModuleState(tensors=tensors, parameters=parameters, replicated=alike, derived=derived, raw=raw)
+    return ModuleState(
+        tensors=tensors, parameters=parameters, replicated=alike, derived=derived, raw=raw, shared=shared
+    )
 
 
 def write_derived(module: nn.Module, state: ModuleState, values: Mapping[str, Any]) -> None:

@@ -116,6 +116,7 @@ def restore(
 class Differences:
     """How a checkpoint differs from the program that wants it."""
 
+    where: str = "the checkpoint"
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
@@ -123,8 +124,8 @@ class Differences:
     def raise_any(self) -> None:
         """Raises CheckpointError when there is one."""
         parts = [
-            _some("not in the checkpoint", self.missing),
-            _some("only in the checkpoint", self.unexpected),
+            _some(f"not in {self.where}", self.missing),
+            _some(f"only in {self.where}", self.unexpected),
             _some("different", self.different),
         ]
         if any(parts):

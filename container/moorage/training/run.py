@@ -63,7 +63,9 @@ class Run:
             host=config.current_host, keep=settings.keep, keep_every=settings.keep_every, attempt=place.attempt,
             uploads=config.upload_agent, upload_bound=60 * settings.upload_minutes,
         )  # fmt: skip
-        self._saver = Saver(checkpointer, settings=settings, ledger=self._ledger, rank=place.rank)
+        self._saver = Saver(
+            checkpointer, settings=settings, ledger=self._ledger, rank=place.rank, warm_start=config.warm_start_folder
+        )  # fmt: skip
         self._progress = Progress.create(run_folder, place.local_rank) if run_folder else None
         self._precision = Precision(settings.precision, device)
         self._best = Best.of(settings)

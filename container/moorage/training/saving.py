@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from moorage.contract.settings import Settings
 from moorage.errors import ConfigError
 from moorage.training.cadence import Cadence
 from moorage.training.feed import Position
+from moorage.training.warm_start import WarmStart
 
 log = logging.getLogger("moorage")
 
@@ -27,11 +29,22 @@ log = logging.getLogger("moorage")
 class Saver:
     """The checkpoints of one Run. Every method that saves or loads is collective."""
 
-    def __init__(self, checkpointer: Checkpointer, *, settings: Settings, ledger: Ledger, rank: int) -> None:
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        *,
+        settings: Settings,
+        ledger: Ledger,
+        rank: int,
+        warm_start: Path | None = None,
+    ) -> None:
         self._checkpointer, self._settings, self._ledger, self._rank = checkpointer, settings, ledger, rank
         self._tracked: dict[str, Any] = {}
         self._manifest: Manifest | None = None
+        self._elsewhere: Path | None = None
         self._looked = False
+        self._warm_start_folder = warm_start
+        self._warm_start: WarmStart | None = None
         self._last_save = time.monotonic()
         self._asked = False
         self._under_way: int | None = None
@@ -56,6 +69,10 @@ class Saver:
         if not self._looked:
             self._manifest, self._looked = self._checkpointer.newest(), True
             self.kept = self._manifest.step if self._manifest else None
+            if self._warm_start_folder is not None:
+                self._open_warm_start(self._warm_start_folder)
+        if self._warm_start is not None:
+            return self._warm_start.load(things, self._tracked, optional=optional)
         manifest = self._manifest
         if manifest is None or (optional and not things.keys() <= manifest.objects.keys()):
             return manifest
@@ -64,6 +81,14 @@ class Saver:
         if not optional:
             self._say_resumed(manifest, things, time.monotonic() - started)
         return manifest
+
+    def _open_warm_start(self, folder: Path) -> None:
+        if self._manifest is not None:
+            log.info("warm_start is not used: the job has a checkpoint of its own, %s", self._manifest.name)
+            return
+        self._warm_start = WarmStart(folder, self._settings.warm_start_what, self._checkpointer, self._ledger)
+        if self._warm_start.other is not None:
+            self._manifest, self._elsewhere = self._warm_start.other.manifest, self._warm_start.other.folder
 
     def _load(self, manifest: Manifest, things: Mapping[str, Any]) -> None:
         tensors = template(things, self._checkpointer.stored(manifest), manifest.objects, among=self._tracked)
@@ -79,20 +104,22 @@ class Saver:
 
     def run_state(self, manifest: Manifest) -> Any:
         """What the Run itself had saved."""
-        return decode(manifest.objects["run"], dict[str, torch.Tensor]().__getitem__)
+        state = decode(manifest.objects["run"], dict[str, torch.Tensor]().__getitem__)
+        # The best checkpoint of another job is not among this one's.
+        return state if self._elsewhere is None else {**state, "best": {}}
 
     def restore_rank(self) -> Any:
         """Set this rank's random numbers as they were, where the checkpoint has them; returns its stream's state."""
         if self._manifest is None:
             return None
-        stored = self._checkpointer.stored(self._manifest)
+        stored = self._checkpointer.stored(self._manifest, self._elsewhere)
         same_ranks = len(self._manifest.per_rank) == self._manifest.world_size
         stream = (
             self._manifest.per_rank[self._rank] if same_ranks and self._rank < len(self._manifest.per_rank) else None
         )
         names = [*(name for name in capture_rng(self._rank) if name in stored), *tensor_names(stream)]
         tensors = {name: torch.empty(stored[name].shape, dtype=stored[name].dtype) for name in names}
-        self._checkpointer.load(self._manifest, tensors)
+        self._checkpointer.load(self._manifest, tensors, self._elsewhere)
         restore_rng(self._rank, tensors)
         return decode(stream, tensors.__getitem__)
 

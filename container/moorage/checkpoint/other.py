@@ -1,0 +1,103 @@
+"""The checkpoint of another job, to begin with: read, and never written to, since a channel is read-only."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moorage.checkpoint.durable import digest, problem
+from moorage.checkpoint.group import Group
+from moorage.checkpoint.layout import step_name, step_of, steps
+from moorage.checkpoint.manifest import Manifest, ManifestError, read_manifest
+from moorage.checkpoint.metadata import MetadataError, read_metadata
+from moorage.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other:
+    """A checkpoint that is whole on every host. folder: its own, the step's."""
+
+    manifest: Manifest
+    folder: Path
+
+
+def holds_checkpoints(folder: Path) -> bool:
+    """Whether this is a checkpoint, or a folder of some. Raises OSError."""
+    return step_of(folder.name) is not None or bool(steps(folder))
+
+
+def find_other(folder: Path, group: Group, hosts: Sequence[str], log: logging.Logger) -> Other:
+    """The newest checkpoint in `folder`, or the one that `folder` is, that every host has whole. Collective.
+
+    hosts: by rank; those of one host share the hashing. Raises CheckpointError when there is none, with the reasons.
+    """
+    mates = [rank for rank, host in enumerate(hosts) if host == hosts[group.rank]]
+    found = group.each(f"{folder} cannot be read", lambda: _manifests(folder))
+    refused: dict[int, str] = {}
+    for step in sorted({step for held in found for step in held}, reverse=True):
+        reasons = [_disagreement(held.get(step), found[0].get(step)) for held in found]
+        if not any(reasons):
+            mine = _problem(_folder_of(folder, step), mates.index(group.rank), len(mates))
+            reasons = group.gather(mine)
+        if not any(reasons):
+            checkpoint = _folder_of(folder, step)
+            manifests = group.each(f"{checkpoint} cannot be read", lambda at=checkpoint: read_manifest(at)[0])  # type: ignore[misc]
+            return Other(manifest=manifests[group.rank], folder=checkpoint)
+        refused[step] = "; ".join(
+            f"on {hosts[rank]}: {reason}" for rank, reason in enumerate(reasons) if reason
+        )  # fmt: skip
+        if group.rank == 0:
+            log.warning("%s, to begin with, cannot be used: %s", _folder_of(folder, step), refused[step])
+    listed = "; ".join(f"{step_name(step)}: {reason}" for step, reason in list(refused.items())[:3])
+    raise CheckpointError(
+        f"no checkpoint in {folder}, which warm_start names, can be used",
+        why=listed or "none was ever committed there",
+        fix="moorage inspect shows what is whole; every host needs all of it: a channel that is not sharded",
+    )
+
+
+def _folder_of(folder: Path, step: int) -> Path:
+    return folder if folder.name == step_name(step) else folder / step_name(step)
+
+
+def _manifests(folder: Path) -> dict[int, str]:
+    """By step: the digest of a manifest, or why it cannot be used after a space."""
+    one = step_of(folder.name)
+    found = {}
+    for step in [one] if one is not None else steps(folder):
+        try:
+            found[step] = digest(read_manifest(_folder_of(folder, step))[1])
+        except FileNotFoundError:
+            if one is not None:
+                found[step] = " it was never committed (no manifest)"
+        except ManifestError as error:
+            found[step] = f" {error}"
+    return found
+
+
+def _disagreement(held: str | None, first: str | None) -> str:
+    if held is None:
+        return "it is not there"
+    if held.startswith(" "):
+        return held[1:]
+    return "" if held == first or first is None or first.startswith(" ") else "it is another one than on the first host"
+
+
+def _problem(checkpoint: Path, place: int, mates: int) -> str:
+    """Why the files of this rank's part are not whole, or empty."""
+    try:
+        manifest, _ = read_manifest(checkpoint)
+        sizes = {name: entry.size for name, entry in manifest.files.items()}
+        largest_first = sorted(sizes, key=lambda name: (-sizes[name], name))
+        for name in largest_first[place::mates]:
+            if reason := problem(checkpoint / name, manifest.files[name]):
+                return f"{name}: {reason}"
+        if place == 0:
+            read_metadata(checkpoint, sizes)
+    except MetadataError as error:
+        return f".metadata: {error}"
+    except (ManifestError, FileNotFoundError) as error:
+        return str(error)
+    return ""
