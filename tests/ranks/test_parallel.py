@@ -277,7 +277,7 @@ def test_running_statistics_are_those_of_rank_0(strategy: str) -> None:
     assert first == second == pytest.approx([0.1] * 4)
 
 
-def compiled(rank: int) -> tuple[list[str], bool]:
+def compiled(rank: int) -> tuple[list[str], bool, int]:
     warnings.simplefilter("ignore")  # torch's compiler warns of parts of torch
     torch.manual_seed(0)
     model = spread(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU()), "fsdp", "bf16", compile=True)
@@ -286,12 +286,13 @@ def compiled(rank: int) -> tuple[list[str], bool]:
     with torch.compiler.set_stance("force_eager"):
         slow = model(x)
     fast.sum().backward()
-    return list(model.state_dict()), bool(torch.allclose(fast, slow, atol=0.02))
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return list(model.state_dict()), bool(torch.allclose(fast, slow, atol=0.02)), graphs
 
 
 def test_a_compiled_model_keeps_its_names_and_its_results() -> None:
-    names, close = run_ranks(compiled, 2, timeout=180)[0]
-    assert names[:2] == ["0.weight", "0.bias"] and close
+    names, close, graphs = run_ranks(compiled, 2, timeout=180)[0]
+    assert names[:2] == ["0.weight", "0.bias"] and close and graphs
 
 
 def by_settings(rank: int, strategy: str) -> tuple[str, str]:

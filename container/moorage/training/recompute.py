@@ -52,8 +52,22 @@ def compile_blocks(model: nn.Module, blocks: list[nn.Module], device: torch.devi
         log.warning("compile has no effect: torch.compile needs %s here", missing)
         return []
     for module in blocks or [model]:
-        module.compile()
+        _compile(module)
     return [f"{len(blocks)} blocks compiled" if blocks else "compiled"]
+
+
+def _compile(module: nn.Module) -> None:
+    """In place. torch.compile skips frames of torch's own modules, so a Sequential needs one of ours around it: seen
+    with torch 2.13, where `Sequential.compile()` compiles nothing and does not say so.
+    """
+    if not type(module).forward.__module__.startswith("torch."):
+        module.compile()
+        return
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return module._call_impl(*args, **kwargs)
+
+    module._compiled_call_impl = torch.compile(call)
 
 
 def missing_for_compile(device: torch.device) -> str:
