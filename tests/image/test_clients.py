@@ -1,0 +1,112 @@
+"""The SageMaker SDKs in local mode, from environments of their own, through the image: the snippets of docs/clients.md."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import docker
+import docker.errors
+import pytest
+
+from image.clients.environments import require_compose
+from image.clients.local import LocalMode, Outcome
+from image.clients.page import snippet
+from image.containers import LABEL, Containers, image_name
+from support import ROOT, wait_until
+
+GIVEN = {"epochs": 1, "lr": 0.002, "amsgrad": True, "optimizer": "adam", "layers": [1, 2], "schedule": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """One way to start the image. title: its heading in docs/clients.md. version: of the SDK.
+
+    trains: whether it starts `train`. joined: whether two instances are one job.
+    """
+
+    title: str
+    version: str
+    trains: bool = True
+    joined: bool = True
+    s3: bool = False
+
+    def program(self, *, image: str, instances: int = 1, **hyperparameters: object) -> str:
+        changes = {
+            "instance_count=1": f"instance_count={instances}",
+            '{"epochs": 1, "lr": 0.002}': repr({**GIVEN, **hyperparameters}),
+        }
+        text = snippet(self.title, changes=changes)
+        return text.replace('"my-digits"', f'"{image}"').replace('"moorage:cpu"', f'"{image_name()}"')
+
+
+V2_IMAGE = Client(title="SDK v2, Estimator, program in the image", version="v2")
+V2_SOURCE = Client(title="SDK v2, Estimator with source_dir", version="v2")
+V2_PYTORCH = Client(title="SDK v2, PyTorch", version="v2", s3=True)
+V3_IMAGE = Client(title="SDK v3, ModelTrainer, program in the image", version="v3")
+V3_COMMAND = Client(title="SDK v3, ModelTrainer, command", version="v3")
+V3_ENTRY = Client(title="SDK v3, ModelTrainer, entry_script", version="v3", trains=False, joined=False)
+V3_TORCHRUN = Client(title="SDK v3, ModelTrainer, Torchrun", version="v3", trains=False)
+CLIENTS = (V2_IMAGE, V2_SOURCE, V2_PYTORCH, V3_IMAGE, V3_COMMAND, V3_ENTRY, V3_TORCHRUN)
+
+
+@pytest.fixture
+def local(tmp_path: Path, containers: Containers) -> Iterator[LocalMode]:
+    require_compose()
+    with LocalMode.opened(tmp_path, containers) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def baked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An image made FROM ours, with the program in it."""
+    folder = tmp_path_factory.mktemp("baked")
+    for name in ("image/clients/program/train.py", "../examples/digits/train.py"):
+        source = ROOT / "tests" / name
+        (folder / ("digits.py" if "digits" in name else "train.py")).write_bytes(source.read_bytes())
+    (folder / "Dockerfile").write_text(f"FROM {image_name()}\nCOPY *.py /opt/program/\n")
+    client = docker.from_env()
+    tag = f"moorage-test-{uuid4().hex[:10]}"
+    client.images.build(path=str(folder), tag=tag, rm=True, labels={LABEL: "1"})
+    yield tag
+    client.images.remove(tag)
+    client.close()
+
+
+@pytest.mark.parametrize("instances", [1, 2])
+@pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.title)
+def test_a_client_trains(client: Client, instances: int, local: LocalMode, baked: str) -> None:
+    text = client.program(image=baked, instances=instances)
+    started = time.monotonic()
+    with local.s3() if client.s3 else contextlib.nullcontext():
+        outcome = local.run(client.version, text)
+    print(f"{client.title}, {instances}: {time.monotonic() - started:.1f} s")
+
+    assert outcome.code == 0, outcome.output
+    assert outcome.model == ["model.json", "model.safetensors"], outcome.output
+    assert outcome.failure is None
+    hosts = [note["host"][:6] for note in outcome.notes]
+    assert hosts == [f"algo-{number + 1}" for number in range(instances)], outcome.output
+    world_size = instances if client.joined else 1
+    assert [note["world_size"] for note in outcome.notes] == [world_size] * instances
+    assert [note["rank"] for note in outcome.notes] == list(range(instances)) if client.joined else [0] * instances
+    for note in outcome.notes:
+        assert note["hyperparameters"] == GIVEN, "each of its own type, as it was given"
+        assert note["channel"] == "/opt/ml/input/data/train"
+        assert ("/opt/moorage/bin/train" in note["pid1"]) == client.trains, note["pid1"]
+
+    metrics = [(host, line.split(" epoch")[0]) for host, line in outcome.lines("#metric ")]
+    reporting = hosts[:1] if client.joined else hosts
+    steps = [f"#metric step={step}" for step in (20, 40, 44)]
+    assert sorted(metrics) == sorted((host, step) for host in reporting for step in steps), outcome.output
+    if client.trains:
+        ranks = [f"attempt 0: rank {number} of {instances} on {host}" for number, host in enumerate(hosts)]
+        assert all(outcome.lines(line) for line in ranks), outcome.output
+        assert all((host, "moorage: exit code 0") in outcome.lines() for host in hosts), outcome.output
