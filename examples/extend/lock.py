@@ -12,7 +12,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 WANTED = Path(__file__).parent / "requirements.in"
-PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 
 
 def main() -> int:
@@ -20,8 +20,10 @@ def main() -> int:
         there, report = Path(folder, "constraints.txt"), Path(folder, "report.json")
         there.write_text("".join(f"{item.name}=={item.version}\n" for item in distributions()))
         options = ["--dry-run", "--only-binary", ":all:", "--constraint", str(there), "--report", str(report)]
-        if code := subprocess.run([*PIP, "install", *options, "-r", str(WANTED)], check=False).returncode:
-            return code
+        # What pip says goes beside the lock, not into it.
+        done = subprocess.run([*PIP, "install", *options, "-r", str(WANTED)], stdout=sys.stderr, check=False)
+        if done.returncode:
+            return done.returncode
         missing = json.loads(report.read_text())["install"]
     print("# Written by lock.py from requirements.in. Do not edit.")
     for item in sorted(missing, key=lambda item: item["metadata"]["name"]):

@@ -64,6 +64,17 @@ def _commands(text: str) -> list[Command]:
     return commands
 
 
+def client_that_builds() -> str:
+    """The first docker on PATH that can build: clients from 23 on take a part of its own for it, buildx."""
+    clients = [str(path) for folder in os.get_exec_path() if os.access(path := Path(folder, "docker"), os.X_OK)]
+    for client in clients:
+        version = subprocess.run([client, "--version"], capture_output=True, text=True, check=True).stdout
+        buildx = subprocess.run([client, "buildx", "version"], capture_output=True, check=False)
+        if buildx.returncode == 0 or int(re.findall(r"version (\d+)", version)[0]) < 23:
+            return client
+    raise AssertionError(f"no docker client that can build: {clients}")
+
+
 @dataclass
 class Shell:
     """A fresh copy of the repository, in which commands are run as a reader would paste them."""
@@ -80,12 +91,8 @@ class Shell:
             elif path.name not in _NOT_OF_A_CLONE and not path.name.startswith("."):
                 shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         (folder / ".venv").symlink_to(ROOT / ".venv")
-        shell = cls(folder)
-        buildx = subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False)
-        if buildx.returncode and Path("/usr/bin/docker").exists():
-            # Debian's client builds without buildx; a newer one that came without it, and is first on PATH, does not.
-            shell.env["PATH"] = f"/usr/bin{os.pathsep}{os.environ['PATH']}"
-        return shell
+        # A reader's `docker build` works; here another client may be first on PATH.
+        return cls(folder, {"PATH": f"{Path(client_that_builds()).parent}{os.pathsep}{os.environ['PATH']}"})
 
     def run(self, block: Block, timeout: float = 240) -> str:
         """Every command in turn. Fails unless each exits 0 and prints what the document shows. All that they print."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import importlib.metadata
 import logging
 import os
@@ -13,7 +11,6 @@ import subprocess
 import sys
 import sysconfig
 import threading
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +19,7 @@ import pytest
 
 from moorage.contract.requirements import install, torch_version
 from moorage.errors import RequirementsError
+from wheels import make_wheel
 
 TORCH = importlib.metadata.version("torch")
 
@@ -53,20 +51,7 @@ class Venv:
         (self.site / "outer.pth").write_text(sysconfig.get_path("purelib"))
 
     def wheel(self, name: str, version: str = "1.0", requires: str = "") -> Path:
-        """A wheel with one module, made by hand: building one needs packages from an index."""
-        info = f"{name}-{version}.dist-info"
-        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        files = {
-            f"{name}.py": f"version = {version!r}\n",
-            f"{info}/METADATA": metadata + (f"Requires-Dist: {requires}\n" if requires else ""),
-            f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        }
-        record = "".join(f"{path},sha256={_digest(text)},{len(text)}\n" for path, text in files.items())
-        path = self.wheels / f"{name}-{version}-py3-none-any.whl"
-        with zipfile.ZipFile(path, "w") as archive:
-            for inner, text in {**files, f"{info}/RECORD": f"{record}{info}/RECORD,,\n"}.items():
-                archive.writestr(inner, text)
-        return path
+        return make_wheel(self.wheels, name, version, requires)
 
     def install(self, *lines: str) -> bool:
         (self.code / "requirements.txt").write_text("\n".join(lines))
@@ -75,10 +60,6 @@ class Venv:
     def version(self, module: str) -> str:
         command = [self.python, "-c", f"import {module}; print({module}.version)"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _digest(text: str) -> str:
-    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
 
 
 @pytest.fixture
