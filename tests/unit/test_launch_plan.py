@@ -132,9 +132,11 @@ def test_what_the_user_set_stays_and_what_must_be_ours_is_said(tmp_path: Path) -
         "SM_MODEL_DIR": "/mine",
         "ACCELERATE_MIXED_PRECISION": "bf16",
     }
-    plan = a_plan(a_config(Job(tmp_path)), a_cluster(), {**own, "WORLD_SIZE": "64", "MASTER_PORT": "12345"})
+    theirs = {"WORLD_SIZE": "64", "MASTER_PORT": "12345", "SM_MASTER_PORT": "7777"}
+    plan = a_plan(a_config(Job(tmp_path)), a_cluster(), {**own, **theirs})
     assert {key: plan.ranks[0].env[key] for key in own} == own
     assert plan.ranks[0].env["WORLD_SIZE"] == "6"
+    assert plan.ranks[0].env["SM_MASTER_PORT"] == plan.ranks[0].env["MASTER_PORT"] != "7777"
     assert plan.notes == ("set anew for each rank, whatever the environment says: WORLD_SIZE",)
 
 

@@ -66,7 +66,8 @@ def plan_launch(
     wished, notes = _wished(config, cluster, job_env)
     protocol = _protocol(config, cluster, attempt=attempt, port=port)
     common = {**wished, **env, **_libraries(cluster, env), **protocol, **program.env, RUN_FOLDER: str(run_folder)}
-    replaced = sorted(key for key in protocol if key in env and env[key] != protocol[key])
+    # SM_*: SDK v3's driver sets them in every job, and nobody could do anything about it.
+    replaced = sorted(key for key in protocol if env.get(key, protocol[key]) != protocol[key] and key[:3] != "SM_")
     if replaced:
         notes += (f"set anew for each rank, whatever the environment says: {', '.join(replaced)}",)
     folder = run_folder / f"attempt-{attempt}"
