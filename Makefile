@@ -15,7 +15,7 @@ READY := $(VENV)/.ready
 BENCH_READY := $(BENCH_VENV)/.ready
 PINS := requirements/constraints.txt requirements/dev.txt requirements/install pyproject.toml
 SHELL_FILES := .ci/run requirements/install requirements/lock requirements/lock-image \
-	$(filter-out image/healthcheck image/%.py image/%.txt image/%.yml image/%.yaml image/%.json,$(wildcard image/*))
+	$(filter-out image/healthcheck image/__pycache__ image/%.py image/%.txt image/%.yml image/%.yaml image/%.json,$(wildcard image/*))
 PYTHON_FILES := container tests examples $(wildcard train serve image/healthcheck image/*.py)
 
 # What the image's targets take from the command line or the environment; image/build says what each means.
