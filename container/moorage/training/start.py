@@ -55,8 +55,8 @@ def start(**defaults: Any) -> Run:
         )
     if len(config.hosts) > 1 and not dist.is_initialized():
         log.warning(
-            "warning: the job has %d hosts and nothing joined them: each trains all by itself, and the last one's model "
-            "is kept; start the program by `train` (SDK v3: SourceCode(command='exec train PROGRAM')), or by torchrun",
+            "the job has %d hosts and nothing joined them: each trains all by itself, and the last model is kept; start "
+            "the program by `train` (SDK v3: SourceCode(command='exec train PROGRAM')), or by torchrun",
             len(config.hosts),
         )
     # The model is built alike everywhere; from the first batch on the ranks draw numbers of their own.
