@@ -1,8 +1,8 @@
 """AWS CodeBuild as far as buildspec.yml uses it: phases and their commands, on this machine.
 
 https://docs.aws.amazon.com/codebuild/latest/userguide/build-spec-ref.html and view-build-details-phases.html: the
-commands of a phase run in one shell and end at the first that fails; a failed install or pre_build ends the build; after
-a failed build post_build still runs, with CODEBUILD_BUILD_SUCCEEDING=0.
+commands of a phase run in one shell and end at the first that fails; a failed install or pre_build ends the build;
+after a failed build post_build still runs, with CODEBUILD_BUILD_SUCCEEDING=0.
 """
 
 from __future__ import annotations
