@@ -7,17 +7,19 @@ import ast
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from moorage import __version__
 from moorage.contract.settings import ENV_PREFIX, HYPERPARAMETER_PREFIX, Settings
-from moorage.errors import MoorageError, ProgramError
+from moorage.errors import ConfigError, MoorageError, ProgramError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; the exit code is 0, 2 for wrong usage, or that of the error."""
-    parser = argparse.ArgumentParser(prog="moorage", description="The host side of Moorage.")
+    """Run one subcommand; the exit code is its own, 78 for wrong usage, or that of the error."""
+    parser = _Parser(prog="moorage", description="The host side of Moorage.")
     parser.add_argument("--version", action="version", version=f"moorage {__version__}")
     commands = parser.add_subparsers(title="commands", required=True)
 
@@ -36,13 +38,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings.add_argument("--json", action="store_true", help="as JSON")
     settings.set_defaults(run=_settings)
 
+    inspect = commands.add_parser(
+        "inspect",
+        help="list the checkpoints of a folder, and verify them",
+        description="List the checkpoints in DIR and verify every file by its hash; nothing is changed. Exit code: "
+        "0 all are whole, 1 not all but one at least, 2 none that a job can go on from. Without --host, those of "
+        "which only one host's part is here do not count as whole.",
+    )
+    inspect.add_argument("folder", type=Path, metavar="DIR", help="a checkpoint folder, or one step-… in it")
+    inspect.add_argument("--json", action="store_true", help="as JSON")
+    inspect.add_argument("--quick", action="store_true", help="compare sizes only")
+    inspect.add_argument("--host", default="", help="DIR is this host's own, without the files of the others")
+    inspect.set_defaults(run=_inspect)
+
     arguments = parser.parse_args(argv)
     try:
-        arguments.run(arguments)
+        return int(arguments.run(arguments) or 0)
     except MoorageError as error:
         print(f"moorage: {error}", file=sys.stderr)
         return error.exit_code
-    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse's own 2 is an answer of some commands.
+        self.print_usage(sys.stderr)
+        self.exit(ConfigError.exit_code, f"moorage: {message}\n")
 
 
 def _metrics(arguments: argparse.Namespace) -> None:
@@ -81,6 +102,41 @@ def metric_names(program: Path) -> set[str]:
             if prefix is not None:
                 names.update(prefix + keyword.arg for keyword in node.keywords if keyword.arg)
     return names
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from moorage.checkpoint import inspect, report
+
+    progress = _Progress()
+    found = inspect.inspect_folder(arguments.folder, quick=arguments.quick, tell=progress.tell)
+    progress.end()
+    if arguments.json:
+        print(json.dumps(report.as_json(found, arguments.host), indent=2, allow_nan=False))
+    else:
+        print("\n".join(report.as_text(found, arguments.host)))
+    return found.exit_code(arguments.host)
+
+
+class _Progress:
+    """How far a verification is, on stderr: one line that changes, or on no terminal one every ten seconds."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._next = time.monotonic() + (0 if self._terminal else 10)
+        self._width = 0
+
+    def tell(self, name: str, done: int, total: int) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + (0.1 if self._terminal else 10)
+        text = f"verifying {name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB"
+        self._width = max(self._width, len(text))
+        sys.stderr.write(f"\r{text.ljust(self._width)}" if self._terminal else f"{text}\n")
+        sys.stderr.flush()
+
+    def end(self) -> None:
+        if self._width and self._terminal:
+            sys.stderr.write(f"\r{' ' * self._width}\r")
 
 
 def _settings(arguments: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,14 +165,14 @@ def digest(data: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-def problem(path: Path, expected: FileFacts) -> str:
-    """Why `path` is not the file expected, empty when it is."""
+def problem(path: Path, expected: FileFacts, tell: Callable[[int], None] | None = None) -> str:
+    """Why `path` is not the file expected, empty when it is. tell: called with the bytes of each piece hashed."""
     try:
         with reading(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size != expected.size:
                 return f"{size} bytes instead of {expected.size}"
-            found = _hash(file)
+            found = _hash(file, tell)
     except FileNotFoundError:
         return "missing"
     except OSError as error:
@@ -180,11 +180,13 @@ def problem(path: Path, expected: FileFacts) -> str:
     return "" if found == expected.xxh3_128 else "its content has changed (xxh3-128 differs)"
 
 
-def _hash(file: IO[bytes]) -> str:
+def _hash(file: IO[bytes], tell: Callable[[int], None] | None) -> str:
     hasher = xxhash.xxh3_128()
     buffer = memoryview(bytearray(CHUNK))
     while count := file.readinto(buffer):  # type: ignore[attr-defined]
         hasher.update(buffer[:count])
+        if tell is not None:
+            tell(count)
     return hasher.hexdigest()
 
 
