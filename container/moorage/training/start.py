@@ -55,7 +55,7 @@ def start(**defaults: Any) -> Run:
         )
     if len(config.hosts) > 1 and not dist.is_initialized():
         log.warning(
-            "the job has %d hosts and nothing joined them: each trains all by itself, and the last model is kept; start "
+            "the job has %d hosts and nothing joined them: each trains all by itself, and the last model stays; start "
             "the program by `train` (SDK v3: SourceCode(command='exec train PROGRAM')), or by torchrun",
             len(config.hosts),
         )
