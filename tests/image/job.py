@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shutil
 import tempfile
@@ -63,7 +64,7 @@ class ContainerJob:
         return self
 
     def start(self, *names: str, env: Mapping[str, str] | None = None, **options: Any) -> list[Container]:
-        """A container for each host, or for those named. options: as `Containers.start` has them; settings go by env."""
+        """A container for each host, or for those named. options: as `Containers.start` has them."""
         settings = {f"MOORAGE_{name.upper()}": str(value) for name, value in self.settings.items()}
         # Two ranks on two cores: torch's own choice of threads would have them fight.
         given = {**settings, "OMP_NUM_THREADS": "1", **(env or {})}
@@ -79,6 +80,12 @@ class ContainerJob:
         started = self.start(**options)
         assert [host.wait(DEADLINE) for host in started] == [0] * len(started), reports(started)
         return started
+
+    def belongs_to(self, uid: int) -> None:
+        """Give the folders to that user, as `docker run --user` needs it."""
+        for folder in self.folders.values():
+            for path in (folder.base, *folder.base.rglob("*")):
+                os.chown(path, uid, uid)
 
     def failure(self, name: str = "algo-1") -> str | None:
         """What the failure file of a host says; None when there is none. It fits what the platform shows."""
@@ -106,12 +113,13 @@ class ContainerJob:
 
 
 def metrics(host: Container) -> list[str]:
-    """The metric lines of a host, without its name and rank where it is not the first."""
+    """The metric lines of a host."""
     return [line for line in host.logs(stderr=False).splitlines() if line.startswith("#metric ")]
 
 
 def last_step(host: Container) -> int:
-    return max((int(found[1]) for line in metrics(host) if (found := re.match(r"#metric step=(\d+) ", line))), default=0)
+    """That a metric line names."""
+    return max(map(int, re.findall(r"^#metric step=(\d+) ", host.logs(stderr=False), re.MULTILINE)), default=0)
 
 
 def reports(hosts: list[Container]) -> str:
