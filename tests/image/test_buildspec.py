@@ -84,7 +84,7 @@ def base_image(containers: Containers) -> str:
 
 def test_the_image_runs_and_names_its_commit(containers: Containers) -> None:
     """What the build below runs of the image's tests."""
-    assert "usage: train" in containers.run("train", "--help")
+    assert "What SageMaker starts in a training container" in containers.run("train", "--help")
     revision = containers.client.images.get(containers.image).labels["org.opencontainers.image.revision"]
     assert re.fullmatch("[0-9a-f]{40}(-dirty)?|unknown", revision)
 
