@@ -37,6 +37,8 @@ def installs(containers: Containers, tmp_path: Path, script: str, *, needed: str
     installer.chmod(0o755)
     with tarfile.open(tmp_path / "it.tar.gz", "w:gz") as archive:
         archive.add(installer.parent, "aws-efa-installer")
+    (tmp_path / "apt-get").write_text("#!/bin/sh\n")
+    (tmp_path / "apt-get").chmod(0o755)
     stub = f"mkdir /tmp/needed && echo | gcc -shared -x c - -Wl,-soname,{needed} -o /tmp/needed/{needed}"
     container = containers.start(
         *("sh", "-c", f"set -e\n{stub}\n/install-efa\n{SHOW}"),
@@ -48,7 +50,7 @@ def installs(containers: Containers, tmp_path: Path, script: str, *, needed: str
         mounts={
             tmp_path / "it.tar.gz": "/it.tar.gz:ro",
             ROOT / "image" / "install-efa": "/install-efa:ro",
-            Path("/bin/true"): "/usr/bin/apt-get:ro",
+            tmp_path / "apt-get": "/usr/bin/apt-get:ro",
         },
     )
     container.wait(60)
