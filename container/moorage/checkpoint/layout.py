@@ -79,8 +79,9 @@ def remove(checkpoint: Path) -> bool:
     # Without its manifest it is no checkpoint any more: a crash below leaves nothing that looks whole.
     if (checkpoint / MANIFEST).is_file():
         (checkpoint / MANIFEST).unlink()
-    for entry in list(checkpoint.iterdir()):
-        _remove_file(entry)
+    # The marks last: that of a file is there as long as the file is.
+    for entry in sorted(checkpoint.iterdir(), key=lambda entry: entry.name.endswith((UPLOADING, UPLOADED))):
+        _remove_entry(entry)
     try:
         checkpoint.rmdir()
     except OSError as error:
@@ -90,22 +91,15 @@ def remove(checkpoint: Path) -> bool:
     return True
 
 
-def _remove_file(path: Path) -> None:
+def _remove_entry(path: Path) -> None:
     if path.name.endswith((UPLOADING, UPLOADED)):
-        # The mark of a file that is still there is that file's.
         if not path.with_name(path.name.removesuffix(UPLOADING).removesuffix(UPLOADED)).exists():
             path.unlink(missing_ok=True)
-        return
-    uploading, uploaded = (path.with_name(path.name + mark) for mark in (UPLOADING, UPLOADED))
-    # Asked once more for each file: the agent goes on while we delete.
-    if uploading.exists() and not uploaded.exists():
-        return
-    if path.is_dir() and not path.is_symlink():
+    elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    else:
+    # Asked once more for each file: the agent goes on while we delete.
+    elif path.with_name(path.name + UPLOADED).exists() or not path.with_name(path.name + UPLOADING).exists():
         path.unlink(missing_ok=True)
-    for mark in (uploading, uploaded):
-        mark.unlink(missing_ok=True)
 
 
 def move_aside(folder: Path, step: int) -> Path | None:

@@ -173,11 +173,12 @@ class Shelf:
         best = (checkpoint / BEST).exists()
         if known and known.own and known.uploaded:
             return Part(whole=known.whole, own=True, uploaded=True, begun=True, best=best), {}
-        names = uploads.listing(checkpoint)
+        self._marks = self._marks or uploads.has_marks(entry.name for entry in checkpoint.iterdir())
+        # Asking for the time of every file is worth it only where an agent may be.
+        names = uploads.listing(checkpoint) if self._marks or self._agent else {}
         whole, own = (known.whole, known.own) if known and known.own else _sizes(checkpoint, self._hosts)
-        marked = uploads.has_marks(names)
-        self._marks |= marked
-        part = Part(whole=whole, own=own, uploaded=uploads.is_uploaded(names), begun=marked, best=best)
+        uploaded, begun = uploads.is_uploaded(names), uploads.has_marks(names)
+        part = Part(whole=whole, own=own, uploaded=uploaded, begun=begun, best=best)
         self._settled[step] = part
         return part, names
 

@@ -7,7 +7,7 @@ in which order it takes the files, nor how soon, and what is deleted here it del
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from moorage.checkpoint.layout import MANIFEST, UPLOADED, UPLOADING, is_data_name
@@ -27,7 +27,7 @@ def listing(checkpoint: Path) -> dict[str, float]:
     return found
 
 
-def has_marks(names: Listing) -> bool:
+def has_marks(names: Iterable[str]) -> bool:
     """Whether an agent has been at work here."""
     return any(name.endswith((UPLOADING, UPLOADED)) for name in names)
 
