@@ -178,10 +178,10 @@ def test_a_killed_rank_is_restarted_with_the_others(tmp_path: Path) -> None:
     assert [event["event"] for event in host.folder.ledger()].count("start") == 2
 
 
-def test_no_second_restart_without_progress(tmp_path: Path) -> None:
+def test_the_third_death_at_the_same_place_is_the_last(tmp_path: Path) -> None:
     with run_train(tmp_path, "import os; print('ran', flush=True); os.kill(os.getpid(), 9)") as (host,):
         assert host.ends() == 137
-    assert len(host.lines("ran")) == 2
+    assert len(host.lines("ran")) == 3
     assert host.failure is not None and "was killed by SIGKILL" in host.failure and "memory" in host.failure
 
 
@@ -206,18 +206,37 @@ def test_progress_earns_a_restart_until_they_are_used_up(tmp_path: Path, how: st
     assert "2 of 2 restarts are used up" in host.stderr
 
 
-def test_steps_made_again_after_a_resume_are_no_progress(tmp_path: Path) -> None:
-    program = """
-        import os
-        from pathlib import Path
-        from moorage.contract.progress import Progress
-        Progress.create(Path(os.environ["MOORAGE_RUN_FOLDER"]), 0).update(10)
-        print("ran", flush=True)
-        raise RuntimeError("always at step 11")
-    """
-    with run_train(tmp_path, program, max_restarts=3) as (host,):
+ALWAYS_AT_STEP_11 = """
+    import os
+    from pathlib import Path
+    from moorage.contract.progress import Progress
+    Progress.create(Path(os.environ["MOORAGE_RUN_FOLDER"]), int(os.environ["LOCAL_RANK"])).update(10)
+    print("ran", flush=True)
+    raise RuntimeError("a token that is not in the vocabulary")
+"""
+
+
+def test_a_step_that_fails_three_times_ends_the_job(tmp_path: Path) -> None:
+    with run_train(tmp_path, ALWAYS_AT_STEP_11, max_restarts=9) as (host,):
         assert host.ends() == 1
-    assert len(host.lines("ran")) == 2
+    assert len(host.lines("ran")) == 3
+    assert host.failure is not None
+    assert "RuntimeError: a token that is not in the vocabulary" in host.failure
+    assert "There is no other attempt: step 11 failed in 3 attempts, so it would fail again." in host.failure
+
+
+def test_a_step_that_failed_in_earlier_starts_of_the_job_is_not_tried_three_times_more(tmp_path: Path) -> None:
+    with run_train(tmp_path, ALWAYS_AT_STEP_11, hosts=2, max_restarts=1) as hosts:
+        assert [host.ends() for host in hosts] == [1, 1]
+    with run_train(tmp_path, hosts=2, max_restarts=9) as hosts:
+        assert [host.ends() for host in hosts] == [1, 1]
+    for host in hosts:
+        assert host.failure is not None and "a token that is not in the vocabulary" in host.failure
+        assert "step 11 failed in 3 attempts, 2 of them in earlier starts of the job" in host.failure
+        events = host.folder.ledger()
+        starts = sorted((e["launch"], e["attempt"]) for e in events if e["event"] == "start")
+        assert starts == [(1, 0), (1, 1), (2, 0)]
+        assert [e["step"] for e in events if e["event"] == "attempt-failed"] == [10, 10, 10]
 
 
 def test_a_grandchild_in_the_background_does_not_hold_the_job_open(tmp_path: Path) -> None:

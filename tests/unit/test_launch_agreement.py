@@ -63,7 +63,7 @@ def test_the_start_waits_for_all_and_is_the_same_for_all() -> None:
     agreed = agreement()
     assert agreed.joined("a", 0.0) == agreed.heard("a", ready(), 0.0) == agreed.joined("b", 1.0) == []
     sends = agreed.heard("b", ready(), 2.0)
-    start = {"type": "start", "attempt": 0, "port": 5000, "ranks": {"a": 2, "b": 2}}
+    start = {"type": "start", "attempt": 0, "launch": 1, "port": 5000, "ranks": {"a": 2, "b": 2}}
     assert sends == [("a", start), ("b", start)]
 
 
@@ -78,8 +78,8 @@ def test_a_failure_ends_all_and_everybody_is_down_before_anybody_starts() -> Non
     assert told(agreed.heard("b", failed(signal=9, code=137), 1.0)) == everyone("end")
     assert agreed.heard("b", down(-9, -9), 1.1) == []
     sends = agreed.heard("a", down(-9, -9), 1.2)
-    assert told(sends) == everyone("start")
-    assert (sends[0][1]["attempt"], sends[0][1]["port"]) == (1, 5001)
+    assert told(sends) == [*everyone("failed"), *everyone("start")]
+    assert (sends[-1][1]["attempt"], sends[-1][1]["port"]) == (1, 5001)
 
 
 def test_what_is_left_over_from_an_attempt_says_nothing_of_the_next() -> None:
@@ -290,17 +290,52 @@ def steps(*reached: int | None) -> Callable[[Agreement], int]:
 
 @pytest.mark.parametrize(
     ("reached", "attempts"),
-    [((0,), 1), ((5, 5, 5), 2), ((5, 6, 6), 3), ((5, 6, 7, 8), 4), ((5, 3, 9), 2)],
+    [
+        ((0,), 1),
+        ((5, 5, 5, 5), 3),
+        ((5, 6, 6, 6, 6), 4),
+        ((5, 3, 5, 3, 5, 9), 5),
+        ((5, 3, 3, 9, 3, 9, 9, 9), 7),  # coming further wipes the slate
+        ((5, 6, 7, 8), 5),
+        ((5, 0), 2),
+    ],
 )
-def test_only_new_steps_earn_a_restart(reached: tuple[int, ...], attempts: int) -> None:
-    assert steps(*reached)(running(max_restarts=3)) == attempts
+def test_a_step_that_failed_three_times_is_not_tried_again(reached: tuple[int, ...], attempts: int) -> None:
+    assert steps(*reached)(running(max_restarts=9)) == attempts
+
+
+def test_restarts_are_used_up_whatever_the_steps() -> None:
+    assert steps(5, 6, 7, 8, 9)(running(max_restarts=3)) == 4
+    assert steps(5, 5)(running(max_restarts=0)) == 1
+
+
+def test_the_step_that_failed_is_that_of_the_rank_at_fault() -> None:
+    agreed = running(max_restarts=9)
+    for attempt, peer in enumerate((6, 5, 6)):  # another rank was a step ahead, or not
+        agreed.heard("b", failed(attempt=attempt, step=5), 1.0)
+        agreed.heard("a", down(-9, -9, attempt=attempt, step=peer), 1.0)
+        sends = agreed.heard("b", down(-9, 1, attempt=attempt, step=5), 1.0)
+    assert "step 6 failed in 3 attempts" in sends[-1][1]["why"]
+
+
+def test_the_cause_of_a_step_that_fails_for_ever_says_so() -> None:
+    agreed = running(max_restarts=9)
+    assert steps(5, 5)(agreed) == 3  # it is asked for a third
+    agreed.heard("b", failed(attempt=2, message="ValueError: no such token"), 1.0)
+    agreed.heard("a", down(-9, -9, attempt=2, step=4), 1.0)
+    sends = agreed.heard("b", down(-9, 1, attempt=2, step=5), 1.0)
+    assert told(sends) == [*everyone("failed"), *everyone("leave")]
+    assert sends[0][1] == {"type": "failed", "attempt": 2, "step": 5}
+    text = Failure.from_json(sends[-1][1]["failure"]).text()
+    assert text.startswith("rank 3 on b failed with exit code 1: ValueError: no such token\n")
+    assert "There is no other attempt: step 6 failed in 3 attempts, so it would fail again." in text
 
 
 @pytest.mark.parametrize(
     ("fields", "made", "progressed", "again"),
     [
         ({"signal": 9}, 0, False, True),
-        ({"signal": 9}, 1, False, False),
+        ({"signal": 9}, 1, False, True),
         ({"signal": 11}, 2, True, True),
         ({"signal": 9}, 3, True, False),
         ({}, 0, False, False),

@@ -35,6 +35,8 @@ class Failure:
     rank: global; None when it was the host itself. code: the exit code it gives the job. signal: what ended the rank,
     or 0. frames: the last frames of its exception, the innermost last. time: seconds since 1970.
     consequence: it looks like the effect of another rank's end, such as a connection closed by a peer.
+    step: optimizer steps the rank had done, None where nobody knows.
+    note: why there is no other attempt, where that is not plain.
     """
 
     host: str
@@ -46,6 +48,8 @@ class Failure:
     hint: str = ""
     time: float = 0.0
     consequence: bool = False
+    step: int | None = None
+    note: str = ""
 
     @classmethod
     def from_error(cls, error: MoorageError, host: str, *, time: float = 0.0) -> Failure:
@@ -90,7 +94,8 @@ class Failure:
 
     def text(self, limit: int = LIMIT) -> str:
         """For the failure file: at most `limit` bytes of UTF-8. Frames give way first, the outermost before others."""
-        head = shortened(self.headline, _MESSAGE_LIMIT if self.frames or self.hint else limit)
+        note = f"\n{self.note}" if self.note else ""
+        head = shortened(self.headline, _MESSAGE_LIMIT if self.frames or self.hint else limit - size(note)) + note
         hint = f"\nHint: {self.hint}" if self.hint else ""
         room = limit - size(head) - size(hint) - size("\nLast frames:")
         kept: list[str] = []

@@ -11,7 +11,9 @@ import logging
 import os
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 FOLDER = "ledger"
 _POINTER = "ledger-path"
@@ -86,3 +88,71 @@ class Ledger:
 def attempt_name(started: float, attempt: int) -> str:
     """`20261231T235959Z-0`: sorts by time, tells attempts of one second apart."""
     return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(started))}-{attempt}"
+
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One file: what happened in one attempt on one host, in the order it was written.
+
+    launch: which start of the job it was, from 1, the same on all hosts. attempt: within it, from 0. Attempts are
+    ordered by these numbers and never by time: the clocks of two hosts, or of one before and after it was replaced, may
+    be far apart.
+    """
+
+    host: str
+    launch: int
+    attempt: int
+    events: tuple[Event, ...]
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.launch, self.attempt
+
+
+def read_ledger(folder: Path) -> list[Record]:
+    """The attempts in `<folder>/ledger`, in their order. folder: the one of the checkpoints; it may be absent.
+
+    A line that is torn, or is no event, is passed over: a host can be killed while it writes.
+    """
+    records = []
+    for path in sorted((folder / FOLDER).glob("*.jsonl")):
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            logger.warning("the ledger %s cannot be read: %s", path, error.strerror)
+            continue
+        events = tuple(event for line in data.splitlines() if (event := _event(line)) is not None)
+        start: Event = next((event for event in events if event["event"] == "start"), {})
+        host = str(start.get("host") or path.stem)
+        records.append(
+            Record(host=host, launch=_whole(start, "launch"), attempt=_whole(start, "attempt"), events=events)
+        )
+    return sorted(records, key=lambda record: record.key)
+
+
+def next_launch(records: list[Record]) -> int:
+    """The number of the start of the job that follows those."""
+    return max((record.launch for record in records), default=0) + 1
+
+
+def _event(line: bytes) -> Event | None:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return None
+    moment = event.get("time")
+    return event if isinstance(moment, (int, float)) and abs(moment) < _FAR else None
+
+
+_FAR = 1e12
+"""Seconds: no clock shows that, and sums of it would mean nothing."""
+
+
+def _whole(event: Event, key: str) -> int:
+    value = event.get(key)
+    return value if type(value) is int and value >= 0 else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 RUN_FOLDER = "MOORAGE_RUN_FOLDER"
@@ -37,14 +38,22 @@ class Progress:
         self._memory.close()
 
 
-def read_progress(folder: Path) -> int | None:
-    """The highest step of this host's ranks, 0 while none made one, None when no rank has a Run."""
-    steps = []
-    for path in folder.glob(f"{_PREFIX}*"):
+def read_progress(folder: Path, local_rank: int | None = None) -> int | None:
+    """The highest step of this host's ranks, or of one: 0 while none was made, None when no rank has a Run."""
+    return max((step for step, _ in _read(folder, local_rank)), default=None)
+
+
+def last_step_at(folder: Path) -> float | None:
+    """When this host's ranks last did a step, in seconds since 1970; None when no rank has a Run."""
+    return max((moment for _, moment in _read(folder)), default=None)
+
+
+def _read(folder: Path, local_rank: int | None = None) -> Iterator[tuple[int, float]]:
+    for path in folder.glob(f"{_PREFIX}{'*' if local_rank is None else local_rank}"):
         data = path.read_bytes()
         if len(data) == _LAYOUT.size:  # shorter: a rank died between creating and filling it
-            steps.append(int(_LAYOUT.unpack(data)[0]))
-    return max(steps, default=None)
+            step, moment = _LAYOUT.unpack(data)
+            yield int(step), float(moment)
 
 
 def clear_progress(folder: Path) -> None:

@@ -10,7 +10,7 @@
 | STOPPING | every host is down | LEAVING |
 | LEAVING | | every host got the same `leave`: exit code and root cause |
 
-From a host: ready, failed, down, stop. To a host: start, stop, end, leave.
+From a host: ready, failed, down, stop. To a host: start, stop, end, failed (the attempt, for the ledger), leave.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import enum
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moorage.contract.failure import Failure
@@ -73,19 +73,25 @@ class _Host:
 
 @dataclass(kw_only=True)
 class Agreement:
-    """hosts: sorted. pick_port: a free port on the first host. Times are those of one monotonic clock, in seconds."""
+    """hosts: sorted. pick_port: a free port on the first host. Times are those of one monotonic clock, in seconds.
+
+    launch: which start of the job this is, from 1. streak: failures of earlier starts.
+    """
 
     hosts: Sequence[str]
     settings: Settings
     pick_port: Callable[[], int]
     started: float
+    launch: int = 1
+    streak: restart.Streak = field(default_factory=restart.Streak)
     state: State = State.JOINING
     attempt: int = 0
     verdict: Message | None = None
     _known: dict[str, _Host] = field(init=False)
     _failures: list[Failure] = field(default_factory=list)
-    _progressed: bool = False
-    _steps: int = 0
+    _saved: bool = False
+    _done: int = 0
+    """Steps done when this attempt ended."""
     _stopping: bool = False
     _deadline: float | None = None
     _missing: bool = False
@@ -181,11 +187,12 @@ class Agreement:
 
     def _start(self) -> list[Send]:
         self.state, self._deadline = State.RUNNING, None
-        self._failures, self._progressed = [], False
+        self._failures, self._saved, self._done = [], False, 0
         for known in self._known.values():
             known.codes = None
         ranks = {host: known.ranks for host, known in self._known.items()}
-        return self._all({"type": "start", "attempt": self.attempt, "port": self.pick_port(), "ranks": ranks})
+        start = {"type": "start", "attempt": self.attempt, "launch": self.launch, "port": self.pick_port()}
+        return self._all({**start, "ranks": ranks})
 
     def _failed(self, failure: Failure, now: float) -> list[Send]:
         self._failures.append(failure)
@@ -219,17 +226,34 @@ class Agreement:
         cause = self._root()
         if lost := [host for host, known in self._known.items() if known.lost]:
             return self._leave_with(cause, f"no restart: {', '.join(lost)} is lost")
+        repeat = self._repeat(cause)
+        record = self._all({"type": "failed", "attempt": self.attempt, "step": repeat.done}) if repeat else []
         decision = restart.decide(
-            cause, made=self.attempt, most=self.settings.max_restarts, progressed=self._progressed
+            cause,
+            made=self.attempt,
+            most=self.settings.max_restarts,
+            progressed=self._saved or self._done > 0,
+            again=repeat,
         )
         if not decision.again:
-            return self._leave_with(cause, f"no restart: {decision.why}")
+            if repeat is not None and repeat.times >= restart.SAME_STEP:
+                cause = replace(cause, note=f"There is no other attempt: {decision.why}.")
+            return record + self._leave_with(cause, f"no restart: {decision.why}")
         if self._stopping:
-            return self._leave(STOPPED, None, "stopped before the next attempt")
+            return record + self._leave(STOPPED, None, "stopped before the next attempt")
         logger.warning("%s", cause.headline)
         logger.warning("restarting all ranks: %s", decision.why)
         self.attempt += 1
-        return self._start()
+        return record + self._start()
+
+    def _repeat(self, cause: Failure) -> restart.Repeat | None:
+        if cause.rank is None:
+            return None
+        if self._saved:  # a program without a Run, whose steps nobody knows, came somewhere
+            self.streak.forget()
+            return None
+        self.streak.came_to(self._done)
+        return self.streak.fail(self._done if cause.step is None else cause.step)
 
     def _stop_asked(self, host: str, now: float) -> list[Send]:
         if self._stopping:
@@ -283,9 +307,9 @@ class Agreement:
     def _count_progress(self, message: Message) -> None:
         step: Any = message.get("step")
         if step is None:
-            self._progressed |= bool(message.get("saved"))
-        elif step > self._steps:
-            self._steps, self._progressed = int(step), True
+            self._saved |= bool(message.get("saved"))
+        else:
+            self._done = max(self._done, int(step))
 
     def _never_came(self) -> Failure:
         missing = ", ".join(self.absent())

@@ -14,6 +14,7 @@ from pathlib import Path
 from moorage.cluster import Cluster, detect
 from moorage.contract.config import JobConfig
 from moorage.contract.failure import Failure, job_secrets, remove_stale, write_failure
+from moorage.contract.ledger import next_launch, read_ledger
 from moorage.contract.paths import Paths
 from moorage.contract.secrets import known_secrets
 from moorage.errors import ConfigError, MoorageError
@@ -24,6 +25,7 @@ from moorage.launch.loop import Loop
 from moorage.launch.ports import free_port
 from moorage.launch.preparation import Preparation, prepare_job
 from moorage.launch.ranks import adopt_orphans
+from moorage.launch.restart import Streak
 from moorage.launch.supervisor import Supervisor, Verdict
 from moorage.launch.uplink import OtherHost
 
@@ -116,11 +118,14 @@ def _run(loop: Loop, config: JobConfig, argv: Sequence[str], env: Mapping[str, s
 def _link(loop: Loop, config: JobConfig) -> Link:
     if config.host_rank > 0:
         return OtherHost(loop, config)
+    history = read_ledger(config.checkpoint_folder)
     agreement = Agreement(
         hosts=config.hosts,
         settings=config.settings,
         pick_port=lambda: free_port(taken=config.settings.control_port),
         started=time.monotonic(),
+        launch=next_launch(history),
+        streak=Streak.of(history),
     )
     return FirstHost(loop, config, agreement)
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 from moorage.contract import ledger
 from moorage.contract.failure import Failure
+from moorage.contract.ledger import Record
+
+SAME_STEP = 3
+"""Failures at the same step after which there is no other attempt: it would fail again, and cost as much."""
 
 _PORT_TAKEN = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
 
@@ -20,22 +27,85 @@ class Decision:
     why: str
 
 
-def decide(cause: Failure, *, made: int, most: int, progressed: bool) -> Decision:
-    """made: restarts so far; most: allowed. progressed: since the attempt began.
+def decide(cause: Failure, *, made: int, most: int, progressed: bool, again: Repeat | None = None) -> Decision:
+    """made: restarts so far; most: allowed. progressed: a step was made, or something saved, since the attempt began.
+    again: how often the same step has failed.
 
-    A rank that died by a signal may have been unlucky, and a port may have been taken: the first time they get another
-    try whatever they did. A program that ends by itself before its first step would do so again.
+    A rank that died by a signal may have been unlucky, and a port may have been taken: they get another try whatever
+    they did. A program that ends by itself before its first step would do so again.
     """
     if cause.rank is None:
         return Decision(again=False, why="it is not a rank that failed")
+    if again is not None and again.times >= SAME_STEP:
+        return Decision(again=False, why=again.describe())
     if made >= most:
         return Decision(again=False, why=f"{made} of {most} restarts are used up (setting max_restarts)")
     if progressed:
-        return Decision(again=True, why="progress was made since the last start")
-    unlucky = bool(cause.signal) or bool(_PORT_TAKEN.search(cause.message))
-    if unlucky and made == 0:
+        return Decision(again=True, why=f"restart {made + 1} of {most} at most")
+    if cause.signal or _PORT_TAKEN.search(cause.message):
         return Decision(again=True, why="it did not end by itself")
     return Decision(again=False, why="no progress was made since the last start, so it would happen again")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeat:
+    """done: steps done when it failed, 0 where none was. times: that this has happened. earlier: of them, in earlier
+    starts of the job."""
+
+    done: int
+    times: int
+    earlier: int
+
+    def describe(self) -> str:
+        what = f"step {self.done + 1} failed" if self.done else "it failed before its first step"
+        where = f", {self.earlier} of them in earlier starts of the job" if self.earlier else ""
+        return f"{what} in {self.times} attempts{where}, so it would fail again"
+
+
+@dataclass(kw_only=True)
+class Streak:
+    """The failures since the job last came further than ever, by the steps done when they came."""
+
+    best: int = 0
+    failed: Counter[int] = field(default_factory=Counter)
+    _earlier: Counter[int] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Streak:
+        """From the ledger of earlier starts. What failed before its first step then does not count: that costs little,
+        and whoever started the job again may have mended it.
+        """
+        streak = cls()
+        for _, attempt in groupby(records, key=lambda record: record.key):
+            events = [event for record in attempt for event in record.events]
+            streak.came_to(max((_steps(event) for event in events if event["event"] == "down"), default=0))
+            failed = max((_steps(event) for event in events if event["event"] == "attempt-failed"), default=0)
+            if failed:
+                streak.fail(failed)
+        streak._earlier = streak.failed.copy()
+        return streak
+
+    def came_to(self, done: int) -> None:
+        if done > self.best:
+            self.best = done
+            # Ranks are up to a step apart when one of them fails: one step further may be none.
+            self.forget(before=done - 1)
+
+    def forget(self, before: int | None = None) -> None:
+        for step in [step for step in self.failed if before is None or step < before]:
+            del self.failed[step]
+            del self._earlier[step]
+
+    def fail(self, done: int) -> Repeat:
+        """An attempt failed, the rank at fault having done `done` steps."""
+        self.came_to(done)
+        self.failed[done] += 1
+        return Repeat(done=done, times=self.failed[done], earlier=self._earlier[done])
+
+
+def _steps(event: ledger.Event) -> int:
+    step = event.get("step")
+    return step if type(step) is int and step > 0 else 0
 
 
 def folder_state(folder: Path) -> str:

@@ -9,7 +9,7 @@ import logging
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import moorage
@@ -17,7 +17,7 @@ from moorage.cluster import Cluster
 from moorage.contract.config import JobConfig
 from moorage.contract.failure import Failure, job_secrets, remove_stale
 from moorage.contract.ledger import Ledger, attempt_name
-from moorage.contract.progress import clear_progress, read_progress
+from moorage.contract.progress import clear_progress, last_step_at, read_progress
 from moorage.errors import STOPPED, MoorageError, StopTimeout
 from moorage.launch.agreement import LEAVE_MARGIN, TERMINATED
 from moorage.launch.attempt import Attempt
@@ -64,7 +64,7 @@ class Supervisor:
         self._prepared: Prepared | None = None
         self._unprepared: Failure | None = None
         self._attempt: Attempt | None = None
-        self._number = 0
+        self._number = self._launch = 0
         self._saved_state = ""
         self._stop_at: float | None = None
         self._verdict: Verdict | None = None
@@ -126,7 +126,10 @@ class Supervisor:
         if self._verdict is not None:
             return
         if kind == "start":
+            self._launch = int(message["launch"])
             self._start(int(message["attempt"]), int(message["port"]), message["ranks"])
+        elif kind == "failed":
+            self._ledger.write("attempt-failed", attempt=message["attempt"], step=message["step"])
         elif kind == "stop":
             if self._stop_at is None:
                 logger.info("stopping: asked by %s", message["host"])
@@ -161,7 +164,10 @@ class Supervisor:
             on_stop=self._stopped_from_elsewhere,
             on_over=self._over,
         )
-        self._ledger.write("start", attempt=number, host=plan.host, ranks=len(plan.ranks), world_size=plan.world_size)
+        self._ledger.write(
+            "start", launch=self._launch, attempt=number, host=plan.host, ranks=len(plan.ranks),
+            world_size=plan.world_size,
+        )  # fmt: skip
         self._saved_state = folder_state(self._config.checkpoint_folder)
         self._attempt.start()
 
@@ -190,6 +196,9 @@ class Supervisor:
                 self._attempt.ended(pid, status)
 
     def _rank_failed(self, failure: Failure) -> None:
+        if failure.rank is not None and self._attempt is not None:
+            local_rank = failure.rank - self._attempt.plan.ranks[0].rank
+            failure = replace(failure, step=read_progress(self._run_folder, local_rank))
         failure = failure.redacted(self._secrets)
         if not failure.consequence:
             self._own = self._own or failure
@@ -201,9 +210,9 @@ class Supervisor:
 
     def _over(self, codes: list[int]) -> None:
         clean = all(code in (0, *TERMINATED) for code in codes)
-        step = read_progress(self._run_folder)
+        step, at = read_progress(self._run_folder), last_step_at(self._run_folder)
         saved = not clean and step is None and folder_state(self._config.checkpoint_folder) != self._saved_state
-        self._ledger.write("down", attempt=self._number, codes=codes, step=step)
+        self._ledger.write("down", attempt=self._number, codes=codes, step=step, at=at)
         message = {"type": "down", "attempt": self._number, "codes": codes, "step": step, "saved": saved}
         if self._lost is not None:
             self._verdict = Verdict(code=self._lost.code, failure=self._lost)
