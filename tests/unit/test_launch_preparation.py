@@ -96,6 +96,17 @@ def test_what_was_prepared_comes_back_whole(bench: Bench) -> None:
     assert bench.result(bench.begin(good)) == PREPARED
 
 
+def test_a_result_is_not_overlooked_when_the_end_is_heard_of_first(bench: Bench) -> None:
+    """As on a busy machine, where the process sends it and is gone within one turn of the loop."""
+    preparation = bench.begin(good)
+    _, status = os.waitpid(preparation.pid, 0)
+    preparation.ended(preparation.pid, os.waitstatus_to_exitcode(status))
+    preparation._died()
+    assert bench.results == []
+    bench.loop.run(lambda: bool(bench.results))
+    assert bench.results == [PREPARED]
+
+
 def test_an_error_of_the_user_keeps_its_words_and_its_code(bench: Bench) -> None:
     failure = bench.result(bench.begin(cannot))
     assert isinstance(failure, Failure)

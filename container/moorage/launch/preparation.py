@@ -139,6 +139,11 @@ class Preparation:
         """Without a result, when both its end and its last lines are known."""
         if self._over or self._status is None or self._received or self._stderr is None:
             return
+        # It sends its result at the very end: that can lie there, not read yet, when its end is heard of.
+        if self._result.fileno() >= 0:
+            self._receive(selectors.EVENT_READ)
+        if self._received:
+            return
         self._over = True
         stderr = [line.decode("utf-8", "replace") for line in self._stderr.tail.copy()]
         ending = Ending(rank=0, status=self._status or 1, error_file=NO_ERROR_FILE, stderr=stderr)
