@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import IO
 
 from image.containers import Containers
 
@@ -57,8 +59,14 @@ class _Stream(io.RawIOBase):
         return length
 
 
-def contents(containers: Containers, image: str = "") -> dict[str, Entry]:
-    """Every name in the image, without the leading slash."""
+def _content(file: IO[bytes], size: int, whole: bool) -> bytes:
+    if size <= SMALL:
+        return file.read()
+    return hashlib.file_digest(file, "sha256").digest() if whole else file.read(64)
+
+
+def contents(containers: Containers, image: str = "", *, whole: bool = False) -> dict[str, Entry]:
+    """Every name in the image, without the leading slash. whole: the content of a large file is its SHA-256."""
     container = containers.start("true", image=image, network="none")
     container.wait()
     stream = io.BufferedReader(_Stream(container.engine.export(chunk_size=1 << 21)), 1 << 21)
@@ -75,6 +83,6 @@ def contents(containers: Containers, image: str = "") -> dict[str, Entry]:
                 size=member.size,
                 mtime=int(member.mtime),
                 link=member.linkname,
-                content=file.read(SMALL if member.size <= SMALL else 64) if file else b"",
+                content=_content(file, member.size, whole) if file else b"",
             )
     return found
