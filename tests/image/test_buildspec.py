@@ -69,6 +69,7 @@ def build(clone: Path, ecr: EcrServer, containers: Containers) -> Iterator[CodeB
             "PUSH_ARGS": "--create", "TEST_ARGS": "-k test_the_image_runs_and_names_its_commit",
         },
     )  # fmt: skip
+    containers.remove()
     for image in containers.client.images.list():
         for tag in [*image.tags, *image.attrs.get("RepoDigests", [])]:
             if f"{name}:" in tag or f"{name}@" in tag:
@@ -95,6 +96,7 @@ def commit(source: Path) -> str:
     ).stdout.strip()
 
 
+@pytest.mark.timeout(900)
 def test_from_the_source_to_an_image_in_ecr_that_trains(
     build: CodeBuild, ecr: EcrServer, containers: Containers, tmp_path: Path
 ) -> None:
