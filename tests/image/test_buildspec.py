@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import docker.errors
 import pytest
 
 from image.codebuild import CodeBuild, buildspec
@@ -73,7 +75,9 @@ def build(clone: Path, ecr: EcrServer, containers: Containers) -> Iterator[CodeB
     for image in containers.client.images.list():
         for tag in [*image.tags, *image.attrs.get("RepoDigests", [])]:
             if f"{name}:" in tag or f"{name}@" in tag:
-                containers.client.images.remove(tag)
+                # A digest goes with the last tag of its repository.
+                with contextlib.suppress(docker.errors.NotFound):
+                    containers.client.images.remove(tag)
 
 
 def base_image(containers: Containers) -> str:

@@ -17,7 +17,7 @@ CLASSES = {
     name
     for name, value in vars(errors).items()
     if inspect.isclass(value) and issubclass(value, errors.MoorageError) and value is not errors.MoorageError
-}
+} | {"RegistryError"}
 
 
 def fixed_parts(text: ast.expr) -> list[str]:
@@ -32,7 +32,7 @@ def fixed_parts(text: ast.expr) -> list[str]:
 
 
 def messages() -> Iterator[tuple[str, str]]:
-    for file in sorted((ROOT / "container" / "moorage").rglob("*.py")):
+    for file in sorted([*(ROOT / "container" / "moorage").rglob("*.py"), *(ROOT / "image").glob("*.py")]):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CLASSES and node.args:
                 parts = [part.strip(" :,.'") for part in fixed_parts(node.args[0])]
