@@ -12,10 +12,11 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-HYPERPARAMETERS = {"epochs": "20", "batch_size": "32", "moorage_ranks_per_host": "2", "moorage_log_every": "20"}
+HYPERPARAMETERS = {"epochs": "10", "batch_size": "32", "moorage_ranks_per_host": "2", "moorage_log_every": "20"}
 
 
 def lay_out(
@@ -57,6 +58,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--no-code", action="store_true", help="the program is in the image, at /opt/program")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a hyperparameter")
     given = parser.parse_args(argv)
+    if not find_spec("sklearn"):
+        parser.error(
+            "scikit-learn brings the data and is not installed: use .venv/bin/python, which `make setup` makes"
+        )
     for folder in given.folders:
         if folder.exists():
             parser.error(f"{folder} is there already: remove it, or name another")

@@ -35,6 +35,8 @@ def the(test: str) -> Block:
 @pytest.fixture
 def shell(tmp_path: Path, containers: Containers) -> Iterator[Shell]:
     """A copy of the repository. What the commands leave on the engine is removed, and what was there before is not."""
+    if containers.image != "moorage:cpu":
+        pytest.skip(f"the documents name moorage:cpu, and the image under test is {containers.image}")
     client = containers.client
     there = {kind: [name for name in names if exists(client, kind, name)] for kind, names in MADE.items()}
     if there["containers"] or there["networks"]:
@@ -101,7 +103,7 @@ def test_one_host(shell: Shell) -> None:
     shell.run(the("one_host"))
     events = ledger(shell.folder / "ml" / "one")
     stopped, resumed = events["stopped"]["step"], events["resume"]["step"]
-    assert stopped == resumed >= 200
+    assert stopped == resumed >= 100
 
 
 def test_two_hosts(shell: Shell) -> None:
@@ -128,7 +130,7 @@ def names(extend: Path) -> list[str]:
 
 def test_train(shell: Shell) -> None:
     shell.run(the("train"))
-    assert ledger(shell.folder / "ml" / "here")["resume"]["step"] == 880
+    assert ledger(shell.folder / "ml" / "here")["resume"]["step"] == 440
 
 
 def ledger(job: Path) -> dict[str, dict[str, int]]:
