@@ -22,7 +22,7 @@ from moto.server import ThreadedMotoServer
 
 from image.clients.environments import environment
 from image.containers import Container, Containers
-from support import ROOT, JobFolder, digits
+from support import ROOT, JobFolder, digits, wait_until
 
 NETWORK = "sagemaker-local"
 """What every local mode on this engine calls its network."""
@@ -68,6 +68,7 @@ class LocalMode:
     containers: Containers
     project: str = field(default_factory=lambda: f"moorage-test-{uuid.uuid4().hex[:10]}")
     bucket: str = ""
+    _processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @classmethod
     @contextlib.contextmanager
@@ -83,8 +84,12 @@ class LocalMode:
         try:
             yield local
         finally:
+            for process in local._processes:
+                process.kill()
             for container in local.started():
                 container.engine.remove(force=True, v=True)
+            for process in local._processes:
+                process.communicate()  # what it had started ends with its containers
             if ours:
                 with contextlib.suppress(docker.errors.APIError):  # another job has joined it
                     containers.client.networks.get(NETWORK).remove()
@@ -120,10 +125,12 @@ class LocalMode:
             "SAGEMAKER_USER_CONFIG_OVERRIDE": str(self.folder / "config.yaml"),
             "TMPDIR": str(self.folder / "tmp"),
         }
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [environment(client), "client.py"], cwd=self.folder, env=env, text=True, errors="replace",
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
+        self._processes.append(process)
+        return process
 
     def run(self, client: str, text: str) -> Outcome:
         return self.finished(self.start(client, text))
@@ -132,10 +139,9 @@ class LocalMode:
         try:
             output, _ = process.communicate(timeout=DEADLINE)
         except subprocess.TimeoutExpired:
-            process.kill()
-            for container in self.started():
-                container.engine.kill()
-            raise AssertionError(f"no end in {DEADLINE:.0f} s:\n{process.communicate()[0]}") from None
+            logs = "\n".join(container.logs() for container in self.started())
+            raise AssertionError(f"no end in {DEADLINE:.0f} s:\n{logs}") from None
+        self._processes.remove(process)
         output = _ANSI.sub("", output)
         folder = self._fetched(output) if self.bucket else next(self.folder.rglob("compressed_artifacts"), None)
         model = _members(folder / "model.tar.gz") if folder else {}
@@ -155,6 +161,14 @@ class LocalMode:
         return [
             Container(found) for found in self.containers.client.containers.list(all=True, filters={"label": label})
         ]
+
+    def running(self) -> Container:
+        """The first of them that runs."""
+
+        def found() -> Container | None:
+            return next((container for container in self.started() if container.running), None)
+
+        return wait_until(found, timeout=DEADLINE, what="a container")
 
     def _fetched(self, output: str) -> Path | None:
         found = re.search(r"^s3://([^/\s]+)/(\S+)/model\.tar\.gz$", output, re.MULTILINE)

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-import digits  # examples/digits/train.py under this name
+import digits  # type: ignore[import-not-found]  # examples/digits/train.py under this name
 
 from moorage.contract.config import JobConfig
 from moorage.contract.hyperparameters import Hyperparameters
