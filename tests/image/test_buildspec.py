@@ -66,7 +66,7 @@ def build(clone: Path, ecr: EcrServer, containers: Containers) -> Iterator[CodeB
     yield CodeBuild(
         source=clone,
         env={
-            **env, **base, **ecr.env, "VENV": str(clone.parent / "venv"), "HOME": str(clone.parent / "home"),
+            **env, **base, **ecr.env, "VENV": str(clone.parent / "venv"),
             "TOOLS_VENV": str(ROOT / ".venv-tools"), "VARIANTS": "cpu", "IMAGE": name, "REPOSITORY": name,
             "PUSH_ARGS": "--create", "TEST_ARGS": "-k test_the_image_runs_and_names_its_commit",
         },
