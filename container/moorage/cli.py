@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from moorage import __version__
 from moorage.contract.settings import ENV_PREFIX, HYPERPARAMETER_PREFIX, Settings
-from moorage.errors import ConfigError, MoorageError, ProgramError
+from moorage.errors import CheckpointError, ConfigError, MoorageError, ProgramError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     inspect.add_argument("--quick", action="store_true", help="compare sizes only")
     inspect.add_argument("--host", default="", help="DIR is this host's own, without the files of the others")
     inspect.set_defaults(run=_inspect)
+
+    goodput = commands.add_parser(
+        "goodput",
+        help="tell where the time of a job went",
+        description="Print how much of a job's time was useful, and where the rest went, over all its attempts and "
+        "hosts, from the ledgers beside its checkpoints.",
+    )
+    goodput.add_argument("folder", type=Path, help="the job's checkpoint folder")
+    goodput.add_argument("--json", action="store_true", help="as JSON")
+    goodput.set_defaults(run=_goodput)
 
     arguments = parser.parse_args(argv)
     try:
@@ -160,6 +170,24 @@ def _settings(arguments: argparse.Namespace) -> None:
     for field in fields:
         choices = f" One of {', '.join(field['choices'])}." if field["choices"] else ""
         print(f"  {field['name']:<26} {field['default']!r:<8} {field['meaning']}{choices}")
+
+
+def _goodput(arguments: argparse.Namespace) -> None:
+    from moorage.contract import ledger
+    from moorage.contract.goodput import measure
+
+    folder: Path = arguments.folder
+    if folder.name == ledger.FOLDER and not (folder / ledger.FOLDER).is_dir():
+        folder = folder.absolute().parent
+    found = measure(ledger.read_ledger(folder))
+    if found is None:
+        raise CheckpointError(
+            f"{arguments.folder} has no ledger of a training",
+            why="the ledgers lie in the folder ledger beside the checkpoints, and a program without moorage.start() "
+            "says nothing of its steps",
+            fix="name the job's checkpoint folder, or a copy of it",
+        )
+    print(json.dumps(found.to_json(), indent=1) if arguments.json else "\n".join(found.table()))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from moorage.contract.ledger import next_launch, read_ledger
 from moorage.contract.paths import Paths
 from moorage.contract.secrets import known_secrets
 from moorage.errors import ConfigError, MoorageError
+from moorage.launch.account import account
 from moorage.launch.agreement import Agreement
 from moorage.launch.control import FirstHost, Link
 from moorage.launch.logs import LineFormatter, LogPump, PumpHandler
@@ -108,7 +109,9 @@ def _run(loop: Loop, config: JobConfig, argv: Sequence[str], env: Mapping[str, s
         else:
             _describe(cluster)
             supervisor.cluster = cluster
-        return _report(supervisor.run(), config.paths, job_secrets(env, config.raw["hyperparameters"]))
+        verdict = supervisor.run()
+        account(config)
+        return _report(verdict, config.paths, job_secrets(env, config.raw["hyperparameters"]))
     finally:
         preparation.kill()
         shutil.rmtree(run_folder, ignore_errors=True)

@@ -25,6 +25,7 @@ from moorage.errors import ConfigError
 from moorage.training.best import Best
 from moorage.training.export import export
 from moorage.training.feed import Feed, Position
+from moorage.training.journal import Journal
 from moorage.training.leaving import save_in_time
 from moorage.training.loaders import build_loader
 from moorage.training.metrics import StepMetrics, scalar
@@ -58,6 +59,7 @@ class Run:
         )  # fmt: skip
         run_folder = Path(env["MOORAGE_RUN_FOLDER"]) if "MOORAGE_RUN_FOLDER" in env else None
         self._ledger = Ledger.of_run(run_folder) if place.local_rank == 0 else Ledger.none()
+        self._journal = Journal(self._ledger)
         checkpointer = Checkpointer(
             config.checkpoint_folder, rank=place.rank, world_size=place.world_size, local_rank=place.local_rank,
             host=config.current_host, keep=settings.keep, keep_every=settings.keep_every, attempt=place.attempt,
@@ -204,7 +206,7 @@ class Run:
 
     def epochs(self, num: int) -> Iterator[int]:
         """The epochs still to do, from the one the checkpoint was in. Ends early when patience is exhausted."""
-        self._stop.begin_training()
+        self._begin_training()
         position = self._position
         while position.epoch < num and not self._best.exhausted:
             yield position.epoch
@@ -217,7 +219,7 @@ class Run:
 
     def batches(self, loader: Any) -> Iterator[Any]:
         """This rank's micro-batches of the rest of the epoch, on its device."""
-        self._stop.begin_training()
+        self._begin_training()
         return self._feed.batches(loader)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -263,6 +265,7 @@ class Run:
         self._position.step += 1
         self._position.samples += num_samples
         self._update_progress()
+        self._journal.step(self._position.step)
         if not self._prepared:
             self._saver.prepare(self._run_state(), self._feed.stream_state())
             self._prepared = True
@@ -284,7 +287,7 @@ class Run:
     @property
     def should_stop(self) -> bool:
         """Whether the ranks agree to stop, for loops of one's own, which then call run.leave(). Collective."""
-        self._stop.begin_training()
+        self._begin_training()
         return bool(self._agreement.settle(self._stop_wish()) & STOP)
 
     def leave(self) -> None:
@@ -310,8 +313,8 @@ class Run:
         Every sample comes once over all ranks, and every rank gets the same number of batches; meanwhile the tracked
         models are in eval mode and gradients are off. A stop is honoured between two batches.
         """
-        self._stop.begin_training()
-        with self._apart_from_training():
+        self._begin_training()
+        with self._journal.evaluation(self._position.step), self._apart_from_training():
             for batch in self._feed.evaluation(loader):
                 yield batch
                 if self._agreement.exchange(self._stop_wish()) & STOP:
@@ -419,6 +422,10 @@ class Run:
         self._ranks.part()
 
     # Inside
+
+    def _begin_training(self) -> None:
+        self._stop.begin_training()
+        self._journal.begin(self._position.step)
 
     def _stop_wish(self) -> int:
         return STOP if self._stop.requested else 0
