@@ -51,7 +51,7 @@ class Container:
     def lines(self, word: str) -> list[str]:
         return [line for line in self.logs().splitlines() if word in line]
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float = 120) -> int:
         """Its exit code. Fails, with its log, after `timeout` seconds."""
 
         def code() -> int | None:
@@ -66,7 +66,7 @@ class Container:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
-    def wait_for(self, text: str, timeout: float = 60, *, times: int = 1) -> None:
+    def wait_for(self, text: str, timeout: float = 120, *, times: int = 1) -> None:
         """Until its log holds `text`, so many times. Fails at once when it ends without."""
 
         def said() -> bool:
@@ -107,6 +107,7 @@ class Containers:
     image: str = field(default_factory=image_name)
     _made: list[EngineContainer] = field(default_factory=list)
     _networks: list[Network] = field(default_factory=list)
+    _folders: list[Path] = field(default_factory=list)
 
     @classmethod
     @contextlib.contextmanager
@@ -134,6 +135,7 @@ class Containers:
         path:ro. network: one of `network()`, or "none". aliases: its names there. options: as docker's SDK has them.
         """
         volumes = [f"{folder}:{path}" for folder, path in {**({ml: "/opt/ml"} if ml else {}), **(mounts or {})}.items()]
+        self._folders += [ml] if ml else []
         if network == "none":
             options["network_mode"] = "none"
         name = options.pop("name", f"moorage-test-{uuid.uuid4().hex[:10]}")
@@ -148,7 +150,7 @@ class Containers:
         made.start()
         return Container(made)
 
-    def run(self, *command: str, timeout: float = 60, **options: Any) -> str:
+    def run(self, *command: str, timeout: float = 120, **options: Any) -> str:
         """What `command` prints in a container of its own. Fails unless it exits 0."""
         container = self.start(*command, **options)
         code = container.wait(timeout)
@@ -168,4 +170,9 @@ class Containers:
         for network in self._networks:
             with contextlib.suppress(docker.errors.NotFound):
                 network.remove()
-        self._made, self._networks = [], []
+        if os.getuid() != 0:
+            # What containers wrote is root's, and a test that another user runs could not remove it.
+            for folder in self._folders:
+                owner = ["chown", "-R", f"{os.getuid()}:{os.getgid()}", "/opt/ml"]
+                self.client.containers.run(self.image, owner, volumes=[f"{folder}:/opt/ml"], remove=True)
+        self._made, self._networks, self._folders = [], [], []

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from image.containers import Container, Containers
 from support import ROOT, JobFolder, digits
 
-DEADLINE = 120.0
+DEADLINE = 170.0
 """Seconds that a job may take on a machine busy with other things."""
 
 EPOCHS = 12
