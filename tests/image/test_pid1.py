@@ -46,7 +46,7 @@ ORPHANS = """
     leave = "import os, subprocess; os.fork() and os._exit(0); {}; subprocess.Popen(['sleep', '0.2'])"
     for number in range(20):
         subprocess.run([sys.executable, "-S", "-c", leave.format("os.setsid()" if number % 2 else "0")])
-    daemon = subprocess.run([sys.executable, "-S", "-c", leave.format("os.setsid()").replace("0.2", "600")])
+    subprocess.run([sys.executable, "-S", "-c", leave.format("os.setsid()").replace("0.2", "600")])
     print("left behind", flush=True)
     time.sleep(600)
 """
