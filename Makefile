@@ -120,5 +120,5 @@ lock: ## Choose the newest versions that work together: requirements/constraints
 
 .PHONY: clean
 clean: ## Remove environments, reports and caches
-	@rm -rf $(VENV) $(BENCH_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis container/*.egg-info
+	@rm -rf $(VENV) $(BENCH_VENV) .venv-tools build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis container/*.egg-info
 	@find container tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
