@@ -1,14 +1,19 @@
-"""python -m bench [start|loop|pause ...]: measure, print the table, write build/bench/<name>.json."""
+"""python -m bench [start|loop|pause|image ...]: measure, print the table, write build/bench/<name>.json."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import loop, pause, start
-from bench.harness import PeerFailed, Row, table, write
+from bench import image, loop, pause, start
+from bench.harness import Absent, PeerFailed, Row, table, write
 
-BENCHMARKS: dict[str, Callable[[], list[Row]]] = {"start": start.measure, "loop": loop.measure, "pause": pause.measure}
+BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
+    "start": start.measure,
+    "loop": loop.measure,
+    "pause": pause.measure,
+    "image": image.measure,
+}
 
 
 def main(names: Sequence[str]) -> int:
@@ -24,6 +29,10 @@ def main(names: Sequence[str]) -> int:
         except PeerFailed as error:
             print(f"{name} was not measured: {error}", file=sys.stderr)
             failed = 1
+            continue
+        except Absent as error:
+            print(f"{name} was left out: {error}", file=sys.stderr)
+            failed |= name in names
             continue
         write(name, measured)
         rows += measured

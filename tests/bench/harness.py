@@ -24,6 +24,10 @@ class PeerFailed(Exception):
     """A measured command did not end well; the message holds the end of what it printed."""
 
 
+class Absent(Exception):
+    """What is measured is not on this machine; the message says how it gets there."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One comparison, as it stands in the JSON."""

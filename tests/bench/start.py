@@ -28,11 +28,11 @@ def measure(*, rounds: int = 7) -> list[Row]:
 def ours() -> float:
     with tempfile.TemporaryDirectory() as folder:
         job = job_folder(Path(folder) / "ml", PROGRAM, {"moorage_ranks_per_host": str(RANKS)})
-        return _seconds([sys.executable, ROOT / "train"], environment(SAGEMAKER_BASE_DIR=str(job)))
+        return seconds([sys.executable, ROOT / "train"], environment(SAGEMAKER_BASE_DIR=str(job)))
 
 
 def torchrun() -> float:
-    return _seconds([BIN / "torchrun", "--nproc-per-node", str(RANKS), PROGRAM], environment())
+    return seconds([BIN / "torchrun", "--nproc-per-node", str(RANKS), PROGRAM], environment())
 
 
 def official() -> float:
@@ -45,10 +45,11 @@ def official() -> float:
     with tempfile.TemporaryDirectory() as folder:
         job = job_folder(Path(folder) / "ml", PROGRAM, launcher)
         module = "sagemaker_pytorch_container.training:main"
-        return _seconds([BIN / "train"], environment(SAGEMAKER_BASE_DIR=str(job), SAGEMAKER_TRAINING_MODULE=module))
+        return seconds([BIN / "train"], environment(SAGEMAKER_BASE_DIR=str(job), SAGEMAKER_TRAINING_MODULE=module))
 
 
-def _seconds(command: Sequence[str | Path], env: Mapping[str, str]) -> float:
+def seconds(command: Sequence[str | Path], env: Mapping[str, str]) -> float:
+    """From the start of `command` until the last rank's first line."""
     started = time.time()
     lines = FIRST_LINE.findall(run(command, env=env, timeout=120))
     assert len(lines) == RANKS, f"{len(lines)} ranks said their first line, not {RANKS}"
