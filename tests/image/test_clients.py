@@ -130,9 +130,7 @@ def test_a_failure_reaches_the_client_with_its_reason(client: Client, local: Loc
     assert client.trains or "returned non-zero exit status 78" in outcome.failure
 
 
-@pytest.mark.parametrize(
-    ("client", "code"), [(V2_SOURCE, 143), (V3_COMMAND, 143), (V3_ENTRY, 137)], ids=lambda value: str(value)[:60]
-)
+@pytest.mark.parametrize(("client", "code"), [(V3_COMMAND, 143), (V3_ENTRY, 137)], ids=["command", "entry_script"])
 def test_a_stop_is_heard_where_train_is_pid_1(client: Client, code: int, local: LocalMode) -> None:
     process = local.start(client.version, client.program(epochs=500))
     host = local.running()
@@ -142,7 +140,10 @@ def test_a_stop_is_heard_where_train_is_pid_1(client: Client, code: int, local: 
     assert host.wait() == code, host.logs()
     outcome = local.finished(process)
     assert f"exited with code: {code}" in outcome.output.replace("\n", " "), outcome.output
-    assert bool(outcome.lines("moorage: saved step")) == client.trains, outcome.output
+    assert bool(outcome.lines("moorage: exit code 143")) == client.trains, outcome.output
+    saved = [line.split()[-1] for _, line in outcome.lines("asked to stop: saving at step ")]
+    assert len(saved) == client.trains, outcome.output
+    assert all(outcome.lines(f"saved step {step}:") for step in saved), outcome.output
     assert outcome.failure is None
 
 

@@ -157,10 +157,11 @@ class LocalMode:
 
     def started(self) -> list[Container]:
         """The containers of this folder's clients, running or not."""
-        label = f"com.docker.compose.project={self.project}"
-        return [
-            Container(found) for found in self.containers.client.containers.list(all=True, filters={"label": label})
-        ]
+        # One that is being made is listed a moment before it can be looked at.
+        found = self.containers.client.containers.list(
+            all=True, ignore_removed=True, filters={"label": f"com.docker.compose.project={self.project}"}
+        )
+        return [Container(container) for container in found]
 
     def running(self) -> Container:
         """The first of them that runs."""
