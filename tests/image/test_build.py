@@ -18,6 +18,7 @@ import pytest
 from image.builds import Builds, change, copy_of_the_tree
 from image.containers import Containers
 from image.contents import Entry, contents
+from support import ROOT
 
 LOCK = "requirements/cpu.lock"
 
@@ -116,6 +117,33 @@ def test_the_label_says_of_which_commit_it_is(tmp_path: Path, builds: Builds) ->
     assert revision() == f"{commit}-dirty"
 
 
+# --- an engine and a base that are there
+
+
+@pytest.mark.parametrize(("script", "says"), [("engine", "docker engine .* answers"), ("base", "is there already")])
+def test_what_is_there_is_left_as_it_is(containers: Containers, script: str, says: str) -> None:
+    name = containers.client.images.get(containers.image).tags[0]
+    done = subprocess.run(
+        [ROOT / "image" / script, *([name] if script == "base" else [])],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert re.search(says, done.stderr)
+
+
+@pytest.mark.parametrize("script", ["engine", "base"])
+def test_an_engine_elsewhere_that_does_not_answer(tmp_path: Path, script: str) -> None:
+    """None is started here in its place."""
+    env = {**os.environ, "DOCKER_HOST": f"unix://{tmp_path}/none.sock"}
+    done = subprocess.run([ROOT / "image" / script], env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no docker engine answers")
+    assert f"{tmp_path}/none.sock" in done.stderr
+
+
 # --- bad input
 
 
@@ -152,6 +180,21 @@ def commands(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / name).symlink_to(shutil.which(name) or f"/usr/bin/{name}")
     return folder
+
+
+def which_all(name: str) -> list[Path]:
+    return [path for folder in os.environ["PATH"].split(os.pathsep) if (path := Path(folder) / name).exists()]
+
+
+def client_version(docker: Path) -> int:
+    said = subprocess.run(
+        [docker, "version", "--format", "{{.Client.Version}}"], capture_output=True, text=True, check=True
+    )
+    return int(said.stdout.split(".")[0])
+
+
+def has_buildx(docker: Path) -> bool:
+    return subprocess.run([docker, "buildx", "version"], capture_output=True, check=False).returncode == 0
 
 
 NEEDED = ("bash", "dirname", "mktemp", "rm", "tail", "cat")
@@ -216,6 +259,25 @@ esac
     built = builds.run(PATH=str(folder))
     assert built.code == 1
     assert built.error.startswith("this docker client, 26.1.5, cannot build: it has no buildx. Install it: ")
+
+
+def test_a_client_with_buildx_is_taken(tmp_path: Path, builds: Builds) -> None:
+    """Whichever is first on PATH. What it makes is one plain image: SageMaker takes no index of images."""
+    folder = commands(tmp_path / "bin")
+    able = next(path for path in which_all("docker") if client_version(path) < 23 or has_buildx(path))
+    (folder / "docker").write_text(f"""#!/bin/bash
+case "$*" in
+    "version --format {{{{.Client.Version}}}}") echo 28.5.1 ;;
+    "buildx version") echo github.com/docker/buildx v0.29.1 ;;
+    "context show") echo default ;;
+    build*) env >{tmp_path}/env; exec {able} "$@" ;;
+    *) exec {able} "$@" ;;
+esac
+""")
+    (folder / "docker").chmod(0o755)
+    builds.makes(PATH=f"{folder}{os.pathsep}{os.environ['PATH']}")
+    env = (tmp_path / "env").read_text().splitlines()
+    assert {"BUILDX_BUILDER=default", "BUILDX_NO_DEFAULT_ATTESTATIONS=1", "DOCKER_BUILDKIT=1"} <= set(env)
 
 
 def test_a_base_that_cannot_be_pulled(builds: Builds) -> None:
