@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import pytest
 
 from image.clients.environments import require_compose
 from image.clients.local import DEADLINE, LocalMode
-from image.clients.page import snippet
+from image.clients.page import PAGE, snippet
 from image.containers import LABEL, Containers, image_name
 from support import ROOT
 
@@ -159,3 +160,8 @@ def test_docker_run(tmp_path: Path, containers: Containers) -> None:
     assert done.returncode == 0, done.stdout
     assert "of 2 on algo-1" in done.stdout
     assert (tmp_path / "job/model/model.safetensors").exists()
+
+
+def test_every_snippet_of_the_page_is_run() -> None:
+    titles = re.findall(r"^### (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert titles == [*(client.title for client in CLIENTS), "docker run"]
