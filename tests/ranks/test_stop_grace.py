@@ -56,8 +56,8 @@ def goes_on(base: Path, at: int) -> None:
 
 
 def test_a_save_slower_than_the_grace_is_not_begun(tmp_path: Path) -> None:
-    given = {"fsync": "0.7", "save_at": "20"}
-    with run_train(tmp_path, PROGRAM, ranks=2, hyperparameters={**STEPS_ONLY, **given}, grace=4.5) as (host,):
+    given = {"fsync": "1.0", "save_at": "20"}
+    with run_train(tmp_path, PROGRAM, ranks=2, hyperparameters={**STEPS_ONLY, **given}, grace=9) as (host,):
         host.wait_for("saved step 20", timeout=60)
         host.signal()
         assert host.ends() == 143, host.report()
@@ -68,13 +68,13 @@ def test_a_save_slower_than_the_grace_is_not_begun(tmp_path: Path) -> None:
     assert host.failure is None
     (stopped,) = [event for event in host.folder.ledger() if event["event"] == "stopped"]
     assert (stopped["step"], stopped["kept"]) == (step, 20)
-    assert stopped["time"] - next(e["time"] for e in host.folder.ledger() if e["event"] == "stop") < 2
+    assert stopped["time"] - next(e["time"] for e in host.folder.ledger() if e["event"] == "stop") < 5
     goes_on(tmp_path, 20)
 
 
 def test_a_save_that_turns_out_slower_than_the_grace_is_left_behind(tmp_path: Path) -> None:
-    given = {"fsync": "5"}
-    with run_train(tmp_path, PROGRAM, ranks=2, hyperparameters={**STEPS_ONLY, **given}, grace=4) as (host,):
+    given = {"fsync": "9"}
+    with run_train(tmp_path, PROGRAM, ranks=2, hyperparameters={**STEPS_ONLY, **given}, grace=6) as (host,):
         host.wait_for("from step 0", times=2, timeout=60)
         host.signal()
         assert host.ends() == 143, host.report()
@@ -86,8 +86,8 @@ def test_a_save_that_turns_out_slower_than_the_grace_is_left_behind(tmp_path: Pa
 
 
 def test_a_save_under_way_is_the_one_that_is_kept(tmp_path: Path) -> None:
-    given = {"fsync": "0.8", "save_at": "20"}
-    with run_train(tmp_path, PROGRAM, ranks=2, hyperparameters={**STEPS_ONLY, **given}, grace=10) as (host,):
+    given = {"fsync": "1.1", "save_at": "20"}
+    with run_train(tmp_path, PROGRAM, ranks=2, hyperparameters={**STEPS_ONLY, **given}, grace=15) as (host,):
         host.wait_for("from step 0", times=2, timeout=60)
         wait_until(lambda: list(host.folder.checkpoints.glob("step-*")), timeout=60, what="a save under way")
         host.signal()

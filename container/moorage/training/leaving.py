@@ -12,26 +12,35 @@ from moorage.training.saving import Saver
 
 log = logging.getLogger("moorage")
 
+LEAVE_SECONDS = 5.0
+"""Before the end of the grace no save is waited for any more; a fifth of it where it is short."""
+
+UNWIND_SECONDS = 2.5
+"""That Python may take to end in the usual way, on a busy host; with less than that left a rank leaves at once."""
+
 _HASTE = 1.2
 """The last save waits for nothing behind it, yet the ranks now all write at once: some more than the longest so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Left:
-    """kept: step of the newest checkpoint, None when there is none. hung: a save is still under way on some rank."""
+    """kept: step of the newest checkpoint, None when there is none. late: the ranks are to leave at once, since a save
+    is still under way on one of them, or there is no time to end in the usual way.
+    """
 
     kept: int | None
-    hung: bool
+    late: bool
 
 
-def save_in_time(saver: Saver, ranks: Ranks, save: Callable[[], None], *, step: int, deadline: float) -> Left:
-    """Save the state of `step` where that can end by `deadline`, as time.monotonic(), on every rank; else keep the
-    last checkpoint, and say so. Collective.
+def save_in_time(saver: Saver, ranks: Ranks, save: Callable[[], None], *, step: int, grace: float, ends: float) -> Left:
+    """Save the state of `step` where that can end in time on every rank; else keep the last checkpoint, and say so.
+    Collective. grace: seconds. ends: when it does, as time.monotonic().
 
     What a save takes is known from those before: the longest of the last ones counts. Where there was none, it is
-    tried. A save that is under way is waited for until the deadline, and no longer: then the ranks are to leave at
-    once, and what is unfinished on the disk is no checkpoint, since it has no manifest.
+    tried. A save that is under way is waited for until shortly before the end, and no longer: what is unfinished on the
+    disk then is no checkpoint, since it has no manifest.
     """
+    deadline = ends - min(LEAVE_SECONDS, grace / 5)
     drained = saver.drain(deadline)
     needed, left = saver.cadence.longest * _HASTE, max(0.0, deadline - time.monotonic())
     fits = saver.kept == step or (drained and needed <= left)
@@ -49,7 +58,8 @@ def save_in_time(saver: Saver, ranks: Ranks, save: Callable[[], None], *, step: 
         reason = f"a save takes about {needed:.1f} s, and {left:.1f} s of the grace are left"
     if saver.kept != step and saver.tracks_anything and ranks.place.rank == 0:
         _say(step, saver.kept, reason)
-    return Left(kept=saver.kept, hung=bool(ranks.sums([float(not drained)])[0]))
+    late = not drained or time.monotonic() > ends - UNWIND_SECONDS
+    return Left(kept=saver.kept, late=bool(ranks.sums([float(late)])[0]))
 
 
 def _say(step: int, kept: int | None, reason: str) -> None:

@@ -295,11 +295,11 @@ class Run:
 
         Where a save would not end within the setting `grace`, the last checkpoint is kept, with a word in the log.
         """
-        step = self._position.step
+        step, grace = self._position.step, self.settings.grace
         left = save_in_time(
-            self._saver, self._ranks, self._save, step=step, deadline=self._stop.deadline(self.settings.grace)
-        )
-        if left.hung:
+            self._saver, self._ranks, self._save, step=step, grace=grace, ends=self._stop.ends(grace)
+        )  # fmt: skip
+        if left.late:
             self._ledger.write("stopped", step=step, kept=left.kept)
             leave_now()
         self._close("stopped", kept=left.kept)

@@ -19,9 +19,6 @@ from moorage.errors import STOPPED
 STUCK_SECONDS = 5.0
 """A rank that was asked to stop during set-up, where nothing is to be saved, leaves a stuck call after this long."""
 
-LEAVE_SECONDS = 5.0
-"""Before the end of the grace a rank begins to leave, at the latest: Python takes a second or two on a busy host."""
-
 
 class Stopped(SystemExit):
     """Training was stopped, its state saved. A SystemExit: it passes through `except Exception` and runs `finally`."""
@@ -56,12 +53,11 @@ class StopSignal:
         if self.requested_at is None:
             self.requested_at = time.monotonic()
 
-    def deadline(self, grace: float) -> float:
-        """When this rank has to be gone, as time.monotonic(), a little before it would be killed. grace: seconds from
-        the signal, which may have come to other ranks and not yet to this one.
+    def ends(self, grace: float) -> float:
+        """When this rank will be killed, as time.monotonic(). grace: seconds from the signal, which may have come to
+        other ranks and not yet to this one.
         """
-        since = time.monotonic() if self.requested_at is None else self.requested_at
-        return since + grace - min(LEAVE_SECONDS, grace / 5)
+        return grace + (time.monotonic() if self.requested_at is None else self.requested_at)
 
     def install(self) -> None:
         """Call in the main thread. A SIGTERM from now on is noticed."""
