@@ -14,7 +14,7 @@ REPORTS := build/reports
 READY := $(VENV)/.ready
 BENCH_READY := $(BENCH_VENV)/.ready
 PINS := requirements/constraints.txt requirements/dev.txt requirements/install pyproject.toml
-SHELL_FILES := .ci/run requirements/install requirements/lock requirements/lock-image \
+SHELL_FILES := .ci/run requirements/install requirements/lock requirements/lock-image requirements/lock-clients \
 	$(filter-out image/healthcheck image/__pycache__ image/%.py image/%.txt image/%.yml image/%.yaml image/%.json,$(wildcard image/*))
 PYTHON_FILES := container tests examples $(wildcard train serve image/healthcheck image/*.py)
 
@@ -117,6 +117,7 @@ fix: $(READY) ## Apply what lint can mend by itself
 lock: ## Choose the newest versions that work together: requirements/constraints.txt, and the image's locks
 	@requirements/lock
 	@requirements/lock-image
+	@requirements/lock-clients
 
 .PHONY: clean
 clean: ## Remove environments, reports and caches
