@@ -69,12 +69,12 @@ base: ## Make debian:bookworm-local by debootstrap, for an engine that reaches n
 	@image/base
 
 .PHONY: build
-build: ## Build the image: VARIANT=cpu|cuda, BASE_IMAGE, IMAGE, TAG, COMPILER=0, EFA=1
+build: ## Build the image: VARIANT=cpu|cuda, BASE_IMAGE, IMAGE, TAG, COMPILER=0, EFA=1, NO_CACHE=1
 	@image/build
 
 .PHONY: size
 size: ## Say what the image's size is made of
-	@image/size
+	@image/size $(ARGS)
 
 .PHONY: push
 push: $(READY) ## Push the image to its registry, ECR or another: REGISTRY, REPOSITORY
@@ -91,7 +91,7 @@ scan: $(READY) ## Fail for a vulnerability that ECR found in the pushed image an
 .PHONY: chaos
 chaos: $(READY) ## Run the kill and stop tests at their full counts (long)
 	@mkdir -p $(REPORTS)
-	@MOORAGE_CHAOS=full $(PYTEST) tests/ranks -m full -s -o timeout=3600 --durations=0 \
+	@MOORAGE_CHAOS=full $(PYTEST) tests/ranks $(HAS_IMAGE) -m full -s -o timeout=3600 --durations=0 \
 		--junitxml=$(REPORTS)/chaos.xml $(ARGS)
 
 .PHONY: bench
