@@ -20,7 +20,7 @@ from moorage.errors import ConfigError
 ENV_PREFIX = "MOORAGE_"
 HYPERPARAMETER_PREFIX = "moorage_"
 
-INTERNAL = frozenset({"MOORAGE_RUN_FOLDER", "MOORAGE_BENCH", "MOORAGE_CHAOS"})
+INTERNAL = frozenset({"MOORAGE_RUN_FOLDER", "MOORAGE_BENCH", "MOORAGE_CHAOS", "MOORAGE_TEST_IMAGE"})
 """Set by us for our own processes: not settings, so not checked as such."""
 
 
