@@ -1,6 +1,7 @@
 """A training script written for torchrun and script mode, with nothing of moorage in it: `train` runs it unchanged."""
 
 import argparse
+import gc
 import os
 import pathlib
 
@@ -43,6 +44,10 @@ def main() -> None:
             print(f"epoch {epoch} loss {loss.item():.4f}")
     if dist.get_rank() == 0:
         torch.save(model.module.state_dict(), pathlib.Path(args.model_dir) / "model.pt")
+    # The model holds the group, in cycles: freed now, the group joins its threads before Python ends. Seen on gloo: a
+    # thread that lets go of the last gradients meanwhile aborts the process.
+    del model, optimizer
+    gc.collect()
     dist.destroy_process_group()
 
 

@@ -209,8 +209,8 @@ _TEXT_HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
         (
             r"terminate called without an active exception",
-            "Python ended while torch's communication threads were at work: let go of the model "
-            "(with accelerate: accelerator.free_memory(model)), then call torch.distributed.destroy_process_group(), "
+            "Python ended while torch's communication threads were at work: call torch.distributed.barrier() "
+            "(with accelerate: accelerator.free_memory(model)), then torch.distributed.destroy_process_group(), "
             "as the program's last lines.",
         ),
         (
