@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -54,6 +55,7 @@ class Builds:
 
     client: docker.DockerClient
     name: str = field(default_factory=lambda: f"moorage-test-{uuid.uuid4().hex[:10]}")
+    _names: set[str] = field(default_factory=set)
     _images: set[str] = field(default_factory=set)
 
     def base(self) -> dict[str, str]:
@@ -82,7 +84,9 @@ class Builds:
         seconds = time.monotonic() - started
         if done.returncode:
             return Built(code=done.returncode, output=done.stdout, seconds=seconds)
-        image = self.client.images.get(f"{self.name}:{given.get('TAG', 'cpu')}")
+        name = f"{self.name}:{given.get('TAG', 'cpu')}"
+        image = self.client.images.get(name)
+        self._names.add(name)
         self._images.add(image.id)
         return Built(
             code=0,
@@ -99,8 +103,14 @@ class Builds:
         return built
 
     def remove(self) -> None:
+        """By name first: what a build made from the cache can be the very image under test, which keeps its own."""
+        for name in self._names:
+            self.client.images.remove(name)
         for image in self._images:
-            self.client.images.remove(image, force=True)
+            with contextlib.suppress(docker.errors.ImageNotFound):
+                if not self.client.images.get(image).tags:
+                    self.client.images.remove(image)
+        self._names.clear()
         self._images.clear()
 
 
