@@ -209,9 +209,9 @@ _TEXT_HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
         (
             r"terminate called without an active exception",
-            "Python ended while torch's communication threads were at work: call torch.distributed.barrier() "
-            "(with accelerate: accelerator.free_memory(model)), then torch.distributed.destroy_process_group(), "
-            "as the program's last lines.",
+            "Python ended while torch's communication threads were at work: let go of the model "
+            "(del model, then gc.collect(); with accelerate: accelerator.free_memory(model)), "
+            "then call torch.distributed.destroy_process_group(), as the program's last lines.",
         ),
         (
             r"NCCL error|ncclSystemError|ncclRemoteError|ncclInternalError",
