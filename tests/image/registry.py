@@ -23,8 +23,8 @@ from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
+from aws import aws_server
 from support import free_port, wait_until
 
 REGION = "eu-west-1"
@@ -175,13 +175,6 @@ class EcrServer:
 @contextlib.contextmanager
 def ecr_server(folder: Path) -> Iterator[EcrServer]:
     """Images that are pushed to its registry become known to its API, and are scanned, a moment later."""
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    client = boto3.client(
-        "ecr", endpoint_url=endpoint, region_name=REGION, aws_access_key_id="x", aws_secret_access_key="x"
-    )
     made: EcrServer
 
     def known(repository: str, tag: str, digest: str) -> None:
@@ -189,11 +182,11 @@ def ecr_server(folder: Path) -> Iterator[EcrServer]:
         client.put_image(repositoryName=repository, imageManifest=manifest, imageTag=tag, imageDigest=digest)
         client.start_image_scan(repositoryName=repository, imageId={"imageDigest": digest})
 
-    try:
-        with registry(folder, auth=True, on_push=known) as images:
+    with aws_server() as endpoint:
+        client = boto3.client(
+            "ecr", endpoint_url=endpoint, region_name=REGION, aws_access_key_id="x", aws_secret_access_key="x"
+        )
+        with contextlib.closing(client), registry(folder, auth=True, on_push=known) as images:
             made = EcrServer(registry=images, endpoint=endpoint, client=client)
             made.tell("reset", "")
             yield made
-    finally:
-        client.close()
-        server.stop()

@@ -60,6 +60,21 @@ def prune(*shelves: Shelf) -> None:
         shelf.prune(looks)
 
 
+def save(folder: Path, shelf: Shelf, *steps: int) -> None:
+    for step in steps:
+        commit(folder, step)
+        prune(shelf)
+
+
+def is_uploaded_step_by_step(folder: Path, shelf: Shelf) -> None:
+    """From 10 on: three more come, then the agent uploads."""
+    save(folder, shelf, 20, 30, 40)
+    assert steps(folder) == [10, 20, 40]
+    upload(folder / step_name(20))
+    prune(shelf)
+    assert steps(folder) == [20, 40]
+
+
 # The marks
 
 
@@ -108,13 +123,7 @@ def test_without_an_agent_the_newest_stay(tmp_path: Path) -> None:
 def test_the_newest_uploaded_one_stays_and_the_next_until_the_next_is_uploaded(tmp_path: Path) -> None:
     shelf = shelf_of(tmp_path)
     upload(commit(tmp_path, 10))
-    for step in (20, 30, 40):
-        commit(tmp_path, step)
-        prune(shelf)
-    assert steps(tmp_path) == [10, 20, 40]
-    upload(tmp_path / step_name(20))
-    prune(shelf)
-    assert steps(tmp_path) == [20, 40]
+    is_uploaded_step_by_step(tmp_path, shelf)
     upload(tmp_path / step_name(40))
     prune(shelf)
     assert steps(tmp_path) == [40]
@@ -126,9 +135,7 @@ def test_one_that_the_agent_has_begun_stays_before_one_it_has_not(tmp_path: Path
         commit(tmp_path, step)
     for name in (METADATA + UPLOADING, METADATA + UPLOADED):
         (tmp_path / step_name(20) / name).touch()
-    for step in (30, 40):
-        commit(tmp_path, step)
-        prune(shelf)
+    save(tmp_path, shelf, 30, 40)
     assert steps(tmp_path) == [20, 40]
 
 
@@ -136,13 +143,7 @@ def test_the_one_gone_on_from_stays_until_a_newer_one_is_uploaded(tmp_path: Path
     commit(tmp_path, 10)
     shelf = shelf_of(tmp_path, agent=True)
     shelf.went_on_from(10)
-    for step in (20, 30, 40):
-        commit(tmp_path, step)
-        prune(shelf)
-    assert steps(tmp_path) == [10, 20, 40]
-    upload(tmp_path / step_name(20))
-    prune(shelf)
-    assert steps(tmp_path) == [20, 40]
+    is_uploaded_step_by_step(tmp_path, shelf)
 
 
 def test_gone_on_from_one_that_was_not_uploaded_the_uploaded_one_stays(tmp_path: Path) -> None:
@@ -191,9 +192,7 @@ def test_the_best_of_the_uploaded_ones_stays_until_a_better_one_is_uploaded(tmp_
 
 def test_one_in_so_many_steps_stays_for_good(tmp_path: Path) -> None:
     shelf = shelf_of(tmp_path, every=100)
-    for step in (40, 90, 130, 170, 200, 230, 290, 510):
-        commit(tmp_path, step)
-        prune(shelf)
+    save(tmp_path, shelf, 40, 90, 130, 170, 200, 230, 290, 510)
     assert steps(tmp_path) == [130, 200, 510]
     commit(tmp_path, 520)
     prune(shelf_of(tmp_path, every=100))

@@ -16,8 +16,8 @@ from xml.etree import ElementTree
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
+from aws import aws_server
 from support import ROOT, HostProcess, JobFolder
 
 REGION = "eu-west-1"
@@ -34,11 +34,8 @@ MOTOS_OWN = ("CVE-9999-9999", "moto_fake")
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with aws_server() as endpoint:
+        yield endpoint
 
 
 @dataclass

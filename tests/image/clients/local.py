@@ -18,8 +18,8 @@ from typing import Any
 
 import boto3
 import docker.errors
-from moto.server import ThreadedMotoServer
 
+from aws import aws_server
 from image.clients.environments import environment
 from image.containers import Container, Containers
 from support import ROOT, JobFolder, digits, wait_until
@@ -99,15 +99,12 @@ class LocalMode:
         """An S3 that clients and containers reach: on the engine's own bridge, at the same address for both."""
         address = self.containers.client.networks.get("bridge").attrs["IPAM"]["Config"][0]
         gateway = address.get("Gateway") or str(next(ipaddress.ip_network(address["Subnet"]).hosts()))
-        server = ThreadedMotoServer(ip_address=gateway, port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        self.bucket = f"http://{host}:{port}"
-        try:
-            yield
-        finally:
-            self.bucket = ""
-            server.stop()
+        with aws_server(gateway) as endpoint:
+            self.bucket = endpoint
+            try:
+                yield
+            finally:
+                self.bucket = ""
 
     def start(self, client: str, text: str) -> subprocess.Popen[str]:
         """`text` as a program in the environment of `client`, v2 or v3, in this folder."""
