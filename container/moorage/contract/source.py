@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -13,7 +12,9 @@ from urllib.parse import unquote, urlsplit
 
 from moorage.contract.archive import MAX_BYTES, extract
 from moorage.contract.config import JobConfig
+from moorage.contract.s3 import client_options
 from moorage.contract.secrets import redact
+from moorage.contract.values import unquoted
 from moorage.errors import ProgramError
 
 log = logging.getLogger("moorage")
@@ -36,19 +37,10 @@ def setting(config: JobConfig, env: Mapping[str, str], name: str) -> tuple[str, 
     return "", ""
 
 
-def unquoted(text: str) -> str:
-    if text.startswith('"'):
-        try:
-            return str(json.loads(text))
-        except ValueError:
-            pass
-    return text
-
-
 def fetch(location: str, who: str, config: JobConfig, env: Mapping[str, str], scratch: Path | None = None) -> Path:
     """The folder with the code at `location`. An archive goes to a fresh folder in `scratch`. Raises ProgramError."""
     if location.startswith("s3://"):
-        return _from_s3(location, who, _client_options(config, env), scratch)
+        return _from_s3(location, who, client_options(env, config.sagemaker), scratch)
     if "://" in location and not location.startswith("file://"):
         raise ProgramError(
             f"{who}: cannot fetch code from {redact(location)!r}",
@@ -72,18 +64,6 @@ def _unpacked(archive: Path, scratch: Path | None) -> Path:
         extract(archive, folder)
         on_error.pop_all()
     return folder
-
-
-def _client_options(config: JobConfig, env: Mapping[str, str]) -> dict[str, Any]:
-    region = unquoted(config.sagemaker.get("sagemaker_region", ""))
-    given = {
-        "endpoint_url": env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or env.get("S3_ENDPOINT_URL"),
-        "region_name": region or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION"),
-        "aws_access_key_id": env.get("AWS_ACCESS_KEY_ID"),
-        "aws_secret_access_key": env.get("AWS_SECRET_ACCESS_KEY"),
-        "aws_session_token": env.get("AWS_SESSION_TOKEN"),
-    }
-    return {name: value for name, value in given.items() if value}
 
 
 def _from_s3(location: str, who: str, options: Mapping[str, Any], scratch: Path | None) -> Path:

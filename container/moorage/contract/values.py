@@ -139,3 +139,13 @@ def shown(name: str, value: Any) -> str:
     """`value` for an error message: hidden when it looks like a secret, and not endless."""
     text = redacted(name, value if isinstance(value, str) else repr(value))
     return repr(text if len(text) <= 100 else text[:100] + "...")
+
+
+def unquoted(text: str) -> str:
+    """The text in a JSON string, as some clients write hyperparameters; anything else as it is."""
+    if text.startswith('"'):
+        try:
+            return str(json.loads(text))
+        except ValueError:
+            pass
+    return text
