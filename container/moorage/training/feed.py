@@ -12,6 +12,7 @@ import torch
 from moorage.errors import ConfigError
 from moorage.training import data
 from moorage.training.ranks import Place
+from moorage.training.stopwatch import Stopwatch
 
 log = logging.getLogger("moorage")
 
@@ -28,7 +29,8 @@ class Position:
 class Feed:
     """Hands out micro-batches and remembers the one in hand.
 
-    prepare: called before each micro-batch with whether the optimizer steps after it.
+    prepare: called before each micro-batch with whether the optimizer steps after it. watch: takes the time that the
+    program waits for a batch.
     """
 
     def __init__(
@@ -40,10 +42,11 @@ class Feed:
         seed: int,
         accumulation: int,
         prepare: Callable[[bool], None],
+        watch: Stopwatch,
     ) -> None:
         self.position = position
         self._place, self._device, self._seed = place, device, seed
-        self._accumulation, self._prepare = accumulation, prepare
+        self._accumulation, self._prepare, self._watch = accumulation, prepare, watch
         self.micro: data.MicroBatch | None = None
         self._open = False
         self._order: dict[str, Any] | None = None
@@ -61,13 +64,17 @@ class Feed:
             )
         pairs = self._ordered(loader) if isinstance(order_of(loader), data.GlobalOrder) else self._foreign(loader)
         try:
+            self._watch.ask()
             for batch, micro in pairs:
                 data.seed_all(data.mix(micro.part.seed, 1))
                 self.micro, self._open = micro, True
                 self._prepare(micro.last)
-                yield data.to_device(batch, self._device)
+                on_device = data.to_device(batch, self._device)
+                self._watch.deliver()
+                yield on_device
                 if self._open and micro.last:
                     self.position.samples += micro.num_samples  # the program passed over this batch
+                self._watch.ask()
             self._ended = self.position.epoch
         finally:
             self.micro, self._stream = None, None

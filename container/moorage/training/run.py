@@ -19,7 +19,7 @@ from moorage.contract.config import JobConfig
 from moorage.contract.hyperparameters import Hyperparameters
 from moorage.contract.ledger import Ledger
 from moorage.contract.metrics import metric_line
-from moorage.contract.progress import Progress
+from moorage.contract.progress import Activity
 from moorage.contract.secrets import redacted
 from moorage.errors import ConfigError
 from moorage.training.best import Best
@@ -27,6 +27,7 @@ from moorage.training.export import export
 from moorage.training.feed import Feed, Position
 from moorage.training.journal import Journal
 from moorage.training.leaving import save_in_time
+from moorage.training.life import Life
 from moorage.training.loaders import build_loader
 from moorage.training.metrics import StepMetrics, scalar
 from moorage.training.parallel import clip, set_gradient_sync, spread
@@ -53,11 +54,12 @@ class Run:
         self._place, self._stop, self._ranks = place, stop, Ranks(place)
         self._agreement = Agreement(self._ranks.group)
         self._position = Position()
+        run_folder = Path(env["MOORAGE_RUN_FOLDER"]) if "MOORAGE_RUN_FOLDER" in env else None
+        self._life = Life(run_folder, place.local_rank, device)
         self._feed = Feed(
             self._position, place=place, device=device, seed=settings.seed,
-            accumulation=settings.accumulation, prepare=self._prepare_micro_batch,
+            accumulation=settings.accumulation, prepare=self._prepare_micro_batch, watch=self._life.watch,
         )  # fmt: skip
-        run_folder = Path(env["MOORAGE_RUN_FOLDER"]) if "MOORAGE_RUN_FOLDER" in env else None
         self._ledger = Ledger.of_run(run_folder) if place.local_rank == 0 else Ledger.none()
         self._journal = Journal(self._ledger)
         checkpointer = Checkpointer(
@@ -68,7 +70,6 @@ class Run:
         self._saver = Saver(
             checkpointer, settings=settings, ledger=self._ledger, rank=place.rank, warm_start=config.warm_start_folder
         )  # fmt: skip
-        self._progress = Progress.create(run_folder, place.local_rank) if run_folder else None
         self._precision = Precision(settings.precision, device)
         self._best = Best.of(settings)
         self._step_metrics, self._last_metrics = StepMetrics(), dict[str, float]()
@@ -164,6 +165,7 @@ class Run:
             find_unused_parameters=find_unused_parameters,
         )  # fmt: skip
         self._saver.strategy = choice.strategy
+        self._life.watch.follow(model, sharded=choice.strategy in ("fsdp", "hsdp"), compiled=self.settings.compile)
         return model
 
     def track(self, **things: Any) -> None:
@@ -187,7 +189,7 @@ class Run:
         run_state = self._saver.run_state(manifest)
         self._best.restore(run_state["best"])
         self._feed.restore(run_state["feed"], self._saver.restore_rank())
-        self._update_progress()
+        self._life.resumed(position.step)
 
     def _sort_in(self, name: str, thing: Any) -> None:
         if isinstance(thing, nn.Module):
@@ -224,6 +226,7 @@ class Run:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Backward of the mean loss over this rank's micro-batch, weighted and scaled as the step needs it."""
+        self._life.watch.halt()
         micro = self._feed.micro
         if micro is not None and micro.weight != 1:
             loss = loss * micro.weight
@@ -264,7 +267,7 @@ class Run:
         self._stop.begin_training()
         self._position.step += 1
         self._position.samples += num_samples
-        self._update_progress()
+        self._life.step(self._position.step)
         self._journal.step(self._position.step)
         if not self._prepared:
             self._saver.prepare(self._run_state(), self._feed.stream_state())
@@ -295,6 +298,7 @@ class Run:
 
         Where a save would not end within the setting `grace`, the last checkpoint is kept, with a word in the log.
         """
+        self._life.finishing()
         step, grace = self._position.step, self.settings.grace
         left = save_in_time(
             self._saver, self._ranks, self._save, step=step, grace=grace, ends=self._stop.ends(grace)
@@ -314,9 +318,14 @@ class Run:
         models are in eval mode and gradients are off. A stop is honoured between two batches.
         """
         self._begin_training()
-        with self._journal.evaluation(self._position.step), self._apart_from_training():
+        with (
+            self._life.during(Activity.EVALUATING),
+            self._journal.evaluation(self._position.step),
+            self._apart_from_training(),
+        ):
             for batch in self._feed.evaluation(loader):
                 yield batch
+                self._life.sign()
                 if self._agreement.exchange(self._stop_wish()) & STOP:
                     break
             else:
@@ -378,6 +387,7 @@ class Run:
         The weights are those of the best report when the setting `best` names a metric, else the last ones.
         """
         self._stop.phase = Phase.FINISHING
+        self._life.finishing()
         self._agreement.settle(0)
         self._log(self._take_step_metrics())
         self._save(wait=True)
@@ -402,14 +412,15 @@ class Run:
         return last
 
     def _save(self, *, best: bool = False, wait: bool = False) -> None:
-        self._saver.save(
-            self._position,
-            run_state=self._run_state(),
-            stream=self._feed.stream_state(),
-            metrics=self._last_metrics,
-            best=best,
-            wait=wait,
-        )
+        with self._life.during(Activity.SAVING):
+            self._saver.save(
+                self._position,
+                run_state=self._run_state(),
+                stream=self._feed.stream_state(),
+                metrics=self._last_metrics,
+                best=best,
+                wait=wait,
+            )
 
     def _run_state(self) -> dict[str, Any]:
         return {"best": self._best.state(), "feed": self._feed.state()}
@@ -434,10 +445,6 @@ class Run:
         if self.settings.accumulation > 1:
             for model in self._models.values():
                 set_gradient_sync(model, last)
-
-    def _update_progress(self) -> None:
-        if self._progress:
-            self._progress.update(self._position.step)
 
     def _open_trackers(self) -> Any:
         if not self.settings.trackers or not self.is_main:
