@@ -17,7 +17,7 @@ _PREFIX = re.compile(r"[A-Za-z0-9!_.*'()=/-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """A prefix of a bucket. bucket: its name, or the alias of an access point. prefix: without a slash at either end."""
+    """A prefix of a bucket. bucket: its name, or the alias of an access point. prefix: without slashes at its ends."""
 
     bucket: str
     prefix: str = ""

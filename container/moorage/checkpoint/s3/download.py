@@ -1,0 +1,88 @@
+"""An object read in pieces that come beside each other, each gone on with where it broke off. No torch here."""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import closing
+
+from botocore.exceptions import IncompleteReadError
+
+from moorage.checkpoint.durable import CHUNK
+from moorage.checkpoint.s3.bucket import Bucket
+from moorage.checkpoint.s3.failures import SERVICE
+from moorage.checkpoint.s3.workers import Workers
+
+_READ = 256 << 10
+"""Bytes asked of a connection at a time: what of them has come when it breaks is lost."""
+
+
+class Download:
+    """One object, as it is when this is made. Raises S3Error; FileNotFoundError when there is none."""
+
+    def __init__(self, bucket: Bucket, key: str) -> None:
+        self._bucket, self._key = bucket, key
+        found = bucket.call("head_object", key)
+        self.size = int(found["ContentLength"])
+        self._tag = str(found["ETag"])
+
+    def pieces(self) -> Iterator[memoryview]:
+        """All of it in order, CHUNK bytes at a time; a piece is good until the next is asked for.
+
+        `parallel` pieces are under way or with the caller, which is the memory it takes. Close it when it is not read
+        to its end. Raises as `read_into`.
+        """
+        starts = iter(range(0, self.size, CHUNK))
+        under_way: deque[tuple[Future[None], memoryview]] = deque()
+        at_once = min(self._bucket.tuning.parallel, -(-self.size // CHUNK))
+        with Workers(at_once) as workers:
+
+            def ask(room: memoryview) -> None:
+                start = next(starts, self.size)
+                if start < self.size:
+                    piece = room[: min(CHUNK, self.size - start)]
+                    under_way.append((workers.submit(lambda: self.read_into(start, piece)), piece))
+
+            for _ in range(at_once):
+                ask(memoryview(bytearray(CHUNK)))
+            try:
+                while under_way:
+                    future, piece = under_way.popleft()
+                    future.result()
+                    yield piece
+                    ask(piece)
+            finally:
+                for future, _ in under_way:
+                    future.cancel()
+
+    def read_into(self, start: int, room: memoryview) -> None:
+        """Fill `room` with the bytes from `start` on. Used by any number of threads.
+
+        Raises S3Error; FileNotFoundError, or OSError with ESTALE, when the object went or was replaced meanwhile.
+        """
+        patience = self._bucket.patience("get_object", self._key)
+        key, end, done = self._bucket.address.key(self._key), start + len(room), 0
+        while done < len(room):
+            try:
+                wanted = f"bytes={start + done}-{end - 1}"
+                answer = self._bucket.ask("get_object", Key=key, Range=wanted, IfMatch=self._tag)
+                with closing(answer["Body"]) as body:
+                    while count := body.readinto(room[done : done + _READ]):
+                        done += count
+                        patience.progressed()
+                if done < len(room):
+                    raise IncompleteReadError(actual_bytes=done, expected_bytes=len(room))
+            except SERVICE as error:
+                patience.failed(error)
+
+
+def read_bytes(bucket: Bucket, key: str, *, limit: int) -> bytes:
+    """An object of at most `limit` bytes. Raises as Download does, and OSError with EFBIG for a longer one."""
+    download = Download(bucket, key)
+    if download.size > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit} bytes", key)
+    found = bytearray(download.size)
+    download.read_into(0, memoryview(found))
+    return bytes(found)
