@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from moorage.checkpoint.durable import digest
 from moorage.checkpoint.layout import MANIFEST, METADATA
 from moorage.checkpoint.manifest import Entry, Manifest, read_manifest
+from moorage.checkpoint.source import Folder
 from ranks.chaos import DEADLINE, ChaosJob, await_random_moment, dice, left_alone, reports
 
 ITEM = "model/0.weight"
@@ -53,7 +54,7 @@ class Forger:
     def put(self, name: str, data: bytes) -> None:
         """Replace a file, and have the manifest say that this is how it should be."""
         (self.checkpoint / name).write_bytes(data)
-        manifest, _ = read_manifest(self.checkpoint)
+        manifest, _ = read_manifest(Folder(self.checkpoint))
         files = {**manifest.files, name: Entry(size=len(data), xxh3_128=digest(data), host="algo-1")}
         forged = Manifest(**{**vars(manifest), "files": files})
         (self.checkpoint / MANIFEST).write_bytes(forged.to_bytes())

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 
 from moorage.checkpoint import layout, retention
 from moorage.checkpoint.agree import Held, completion, look, versions
-from moorage.checkpoint.durable import FileFacts, digest, problem, reading, write_bytes, writing
+from moorage.checkpoint.durable import FileFacts, digest, write_bytes, writing
 from moorage.checkpoint.layout import BEST, IGNORE, MANIFEST, METADATA, UPLOADED, UPLOADING, step_name
 from moorage.checkpoint.manifest import Entry, Manifest, ManifestError, read_manifest
 from moorage.checkpoint.retention import Rule, Shelf
+from moorage.checkpoint.source import Folder, Folders, problem
 
 log = logging.getLogger("test")
 
@@ -64,7 +65,7 @@ def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
         assert not path.exists()
     assert path.read_bytes() == b"12345"
     assert facts == FileFacts(size=5, xxh3_128=digest(b"12345"))
-    assert problem(path, facts) == ""
+    assert problem(Folder(tmp_path), "file", facts) == ""
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -117,9 +118,9 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     write_bytes(tmp_path / "file", b"x")
     (tmp_path / "link").symlink_to(tmp_path / "file")
     for name in ("pipe", "link", "."):
-        with pytest.raises(OSError), reading(tmp_path / name):
+        with pytest.raises(OSError), Folder(tmp_path).open(name):
             pass
-        assert problem(tmp_path / name, FileFacts(size=1, xxh3_128=digest(b"x")))
+        assert problem(Folder(tmp_path), name, FileFacts(size=1, xxh3_128=digest(b"x")))
 
 
 # The manifest
@@ -195,7 +196,7 @@ def test_a_forged_manifest_is_refused(change: dict[str, Any]) -> None:
 def test_a_manifest_is_that_of_its_folder(tmp_path: Path) -> None:
     commit(tmp_path, 120).rename(tmp_path / step_name(121))
     with pytest.raises(ManifestError, match="that of step-00000120"):
-        read_manifest(tmp_path / step_name(121))
+        read_manifest(Folder(tmp_path / step_name(121)))
 
 
 # Names
@@ -257,7 +258,7 @@ def test_a_look_tells_what_a_folder_holds(tmp_path: Path) -> None:
     (commit(tmp_path, 120) / BEST).touch()
     (commit(tmp_path, 160) / MANIFEST).unlink()
     (commit(tmp_path, 200) / MANIFEST).write_bytes(b"{}")
-    found = look(tmp_path)
+    found = look(Folders(tmp_path))
     assert found[120] == Held(manifest=digest(manifest(120).to_bytes()), best=True, committed=True)
     assert not found[160].committed and "never committed" in found[160].reason
     assert found[200].committed and not found[200].manifest

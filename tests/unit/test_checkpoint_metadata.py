@@ -29,6 +29,7 @@ from moorage.checkpoint.durable import digest
 from moorage.checkpoint.layout import MANIFEST, METADATA
 from moorage.checkpoint.manifest import Entry, Manifest
 from moorage.checkpoint.metadata import MetadataError, parse_metadata, read_metadata, tensor_facts
+from moorage.checkpoint.source import Folder
 from moorage.errors import CheckpointError
 
 SIZES = {"a.distcp": 5000}
@@ -61,7 +62,7 @@ def test_what_dcp_writes_is_read(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dcp.save(dict(tensors), checkpoint_id=tmp_path, no_dist=True)
-    found = read_metadata(tmp_path, {path.name: path.stat().st_size for path in tmp_path.iterdir()})
+    found = read_metadata(Folder(tmp_path), {path.name: path.stat().st_size for path in tmp_path.iterdir()})
     assert {name: (facts.shape, facts.dtype) for name, facts in tensor_facts(found).items()} == {
         name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()
     }

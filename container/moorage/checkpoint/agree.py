@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from moorage.checkpoint.durable import FileFacts, digest
-from moorage.checkpoint.layout import BEST, MANIFEST, step_name, steps
+from moorage.checkpoint.layout import BEST, MANIFEST
 from moorage.checkpoint.manifest import ManifestError, read_manifest
+from moorage.checkpoint.source import Place, exists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +50,12 @@ class Completion:
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
-def look(folder: Path) -> dict[int, Held]:
-    """What this folder holds, by step. Raises OSError."""
+def look(place: Place) -> dict[int, Held]:
+    """What a place holds, by step. Raises OSError."""
     found = {}
-    for step in steps(folder):
-        checkpoint = folder / step_name(step)
-        best = (checkpoint / BEST).exists()
+    for step in place.steps():
+        checkpoint = place.checkpoint(step)
+        best = exists(checkpoint, BEST)
         try:
             manifest, data = read_manifest(checkpoint)
         except FileNotFoundError:

@@ -29,6 +29,7 @@ from moorage.checkpoint.other import Other, find_other
 from moorage.checkpoint.plan import Plan, make_plan, structure
 from moorage.checkpoint.resume import Resume
 from moorage.checkpoint.shard import Staging
+from moorage.checkpoint.source import Folder, Folders, Source
 from moorage.checkpoint.store import find_store
 from moorage.errors import CheckpointError
 
@@ -124,7 +125,7 @@ class Checkpointer:
         Nothing is written there. Raises CheckpointError when there is none.
         """
         self._join()
-        return find_other(folder, self._group, self._store.hosts, self._log)
+        return find_other(Folders(folder), self._group, self._store.hosts, self._log)
 
     def agreed(self, what: str, action: Callable[[], T]) -> T:
         """What `action` gives on all ranks alike. Collective.
@@ -138,11 +139,11 @@ class Checkpointer:
                 raise CheckpointError(what, why=f"{self._store.hosts[rank]} holds something else than the first host")
         return found[0]
 
-    def stored(self, manifest: Manifest, folder: Path | None = None) -> dict[str, TensorFacts]:
-        """The tensors in a checkpoint. folder: its own, where it is that of another job. Raises CheckpointError."""
-        return tensor_facts(self._reader(manifest, folder).read_metadata())
+    def stored(self, manifest: Manifest, source: Source | None = None) -> dict[str, TensorFacts]:
+        """The tensors in a checkpoint. source: where that of another job is. Raises CheckpointError."""
+        return tensor_facts(self._reader(manifest, source).read_metadata())
 
-    def load(self, manifest: Manifest, tensors: Mapping[str, Tensor], folder: Path | None = None) -> None:
+    def load(self, manifest: Manifest, tensors: Mapping[str, Tensor], source: Source | None = None) -> None:
         """Fill `tensors` in place from a checkpoint given by `newest`, `at` or `other`, whatever the sharding.
         Collective.
 
@@ -150,7 +151,7 @@ class Checkpointer:
         """
 
         def read() -> None:
-            reader = self._reader(manifest, folder)
+            reader = self._reader(manifest, source)
             planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
             planner.set_up_planner(dict(tensors), reader.read_metadata(), is_coordinator=False)
             plan = planner.create_local_plan()
@@ -167,14 +168,15 @@ class Checkpointer:
         self._join()
         self._group.each(f"checkpoint {manifest.name} cannot be loaded", read)
 
-    def _reader(self, manifest: Manifest, folder: Path | None) -> SafeReader:
-        folder = folder or self._folder / manifest.name
+    def _reader(self, manifest: Manifest, source: Source | None) -> SafeReader:
+        source = source or Folder(self._folder / manifest.name)
+        assert isinstance(source, Folder)
         try:
             return SafeReader(
-                folder, read_metadata(folder, {name: entry.size for name, entry in manifest.files.items()})
+                source.path, read_metadata(source, {name: entry.size for name, entry in manifest.files.items()})
             )
         except MetadataError as error:
-            raise CheckpointError(f"{folder / '.metadata'} cannot be used", why=str(error)) from None
+            raise CheckpointError(f"the metadata of {source} cannot be used", why=str(error)) from None
 
     # Saving
 

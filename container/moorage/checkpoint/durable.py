@@ -5,19 +5,18 @@ from __future__ import annotations
 import errno
 import io
 import os
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import xxhash
 
 from moorage.checkpoint.layout import IGNORE
 
 CHUNK = 8 << 20
-"""Bytes read, hashed or sent at a time."""
+"""Bytes sent at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,51 +142,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[IO[bytes]]:
-    """A regular file, never a link or a device. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        yield file
-
-
-def read_bytes(path: Path, *, limit: int) -> bytes:
-    """The content of a file of at most `limit` bytes. Raises OSError, with EFBIG for a longer one."""
-    with reading(path) as file:
-        if os.fstat(file.fileno()).st_size > limit:
-            raise OSError(errno.EFBIG, f"larger than {limit} bytes", str(path))
-        return file.read()
-
-
 def digest(data: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(data)
-
-
-def problem(path: Path, expected: FileFacts, tell: Callable[[int], None] | None = None) -> str:
-    """Why `path` is not the file expected, empty when it is. tell: called with the bytes of each piece hashed."""
-    try:
-        with reading(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != expected.size:
-                return f"{size} bytes instead of {expected.size}"
-            found = _hash(file, tell)
-    except FileNotFoundError:
-        return "missing"
-    except OSError as error:
-        return describe(error)
-    return "" if found == expected.xxh3_128 else "its content has changed (xxh3-128 differs)"
-
-
-def _hash(file: IO[bytes], tell: Callable[[int], None] | None) -> str:
-    hasher = xxhash.xxh3_128()
-    buffer = memoryview(bytearray(CHUNK))
-    while count := file.readinto(buffer):  # type: ignore[attr-defined]
-        hasher.update(buffer[:count])
-        if tell is not None:
-            tell(count)
-    return hasher.hexdigest()
 
 
 def describe(error: OSError) -> str:

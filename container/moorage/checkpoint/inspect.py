@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from moorage.checkpoint import uploads
-from moorage.checkpoint.durable import describe, problem
+from moorage.checkpoint.durable import describe
 from moorage.checkpoint.layout import BEST, MANIFEST, METADATA, UPLOADED, damaged, is_data_name, step_of, steps
 from moorage.checkpoint.layout import step_name as name_of
 from moorage.checkpoint.manifest import Manifest, ManifestError, read_manifest
+from moorage.checkpoint.source import Folder, num_threads, verify
 from moorage.errors import ConfigError
 
 Tell = Callable[[str, int, int], None]
@@ -121,7 +119,7 @@ def _judge(checkpoint: Path, step: int, quick: bool, tell: Tell | None) -> Found
     if uploads.has_marks(names):
         facts["uploaded"] = sum(name + UPLOADED in names for name in data)
     try:
-        manifest, _ = read_manifest(checkpoint)
+        manifest, _ = read_manifest(Folder(checkpoint))
     except FileNotFoundError:
         return Found(state=State.INCOMPLETE, problems={MANIFEST: "it was never committed"}, **facts)
     except ManifestError as error:
@@ -163,19 +161,12 @@ def _sizes(checkpoint: Path, manifest: Manifest) -> dict[str, str]:
 
 
 def _contents(checkpoint: Path, manifest: Manifest, tell: Tell | None) -> dict[str, str]:
-    lock, done, total = threading.Lock(), 0, manifest.size
+    done, total = 0, manifest.size
 
     def count(size: int) -> None:
         nonlocal done
-        with lock:
-            done += size
-            if tell is not None:
-                tell(manifest.name, done, total)
+        done += size
+        if tell is not None:
+            tell(manifest.name, done, total)
 
-    def verify(name: str) -> str:
-        return problem(checkpoint / name, manifest.files[name], count)
-
-    largest_first = sorted(manifest.files, key=lambda name: (-manifest.files[name].size, name))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        reasons = dict(zip(largest_first, pool.map(verify, largest_first), strict=True))
-    return {name: reason for name, reason in sorted(reasons.items()) if reason}
+    return dict(sorted(verify(Folder(checkpoint), manifest.files, threads=num_threads(1), tell=count).items()))

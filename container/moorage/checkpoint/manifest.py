@@ -7,11 +7,11 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, TypeVar
 
-from moorage.checkpoint.durable import FileFacts, describe, digest, read_bytes
+from moorage.checkpoint.durable import FileFacts, describe, digest
 from moorage.checkpoint.layout import MANIFEST, METADATA, is_data_name, step_name
+from moorage.checkpoint.source import Source, read_bytes
 
 T = TypeVar("T")
 
@@ -139,10 +139,10 @@ class Manifest(SaveInfo):
         return manifest
 
 
-def read_manifest(checkpoint: Path) -> tuple[Manifest, bytes]:
-    """The manifest in a step's folder, and its bytes. Raises ManifestError with the reason, FileNotFoundError."""
+def read_manifest(checkpoint: Source) -> tuple[Manifest, bytes]:
+    """The manifest of a checkpoint, and its bytes. Raises ManifestError with the reason, FileNotFoundError."""
     try:
-        data = read_bytes(checkpoint / MANIFEST, limit=LARGEST)
+        data = read_bytes(checkpoint, MANIFEST, limit=LARGEST)
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -28,8 +28,9 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from moorage.checkpoint.durable import describe, read_bytes
+from moorage.checkpoint.durable import describe
 from moorage.checkpoint.layout import METADATA, is_data_name
+from moorage.checkpoint.source import Source, read_bytes
 from moorage.errors import CheckpointError
 
 LARGEST = 1 << 30
@@ -220,10 +221,10 @@ def write_metadata(metadata: Metadata) -> bytes:
     return pickle.dumps(metadata)
 
 
-def read_metadata(checkpoint: Path, sizes: Mapping[str, int]) -> Metadata:
-    """The metadata of the checkpoint in this folder, whose files have these sizes. Raises MetadataError."""
+def read_metadata(checkpoint: Source, sizes: Mapping[str, int]) -> Metadata:
+    """The metadata of a checkpoint whose files have these sizes. Raises MetadataError."""
     try:
-        data = read_bytes(checkpoint / METADATA, limit=LARGEST)
+        data = read_bytes(checkpoint, METADATA, limit=LARGEST)
     except OSError as error:
         raise MetadataError(f"it cannot be read: {describe(error)}") from None
     return parse_metadata(data, sizes)

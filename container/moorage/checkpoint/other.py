@@ -7,20 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moorage.checkpoint.durable import digest, problem
+from moorage.checkpoint.durable import digest
 from moorage.checkpoint.group import Group
 from moorage.checkpoint.layout import step_name, step_of, steps
 from moorage.checkpoint.manifest import Manifest, ManifestError, read_manifest
 from moorage.checkpoint.metadata import MetadataError, read_metadata
+from moorage.checkpoint.source import Place, Source, num_threads, verify
 from moorage.errors import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Other:
-    """A checkpoint that is whole on every host. folder: its own, the step's."""
+    """A checkpoint that is whole on every host, and where its files are."""
 
     manifest: Manifest
-    folder: Path
+    source: Source
 
 
 def holds_checkpoints(folder: Path) -> bool:
@@ -28,49 +29,44 @@ def holds_checkpoints(folder: Path) -> bool:
     return step_of(folder.name) is not None or bool(steps(folder))
 
 
-def find_other(folder: Path, group: Group, hosts: Sequence[str], log: logging.Logger) -> Other:
-    """The newest checkpoint in `folder`, or the one that `folder` is, that every host has whole. Collective.
+def find_other(place: Place, group: Group, hosts: Sequence[str], log: logging.Logger) -> Other:
+    """The newest checkpoint there that every host has whole. Collective.
 
     hosts: by rank; those of one host share the hashing. Raises CheckpointError when there is none, with the reasons.
     """
     mates = [rank for rank, host in enumerate(hosts) if host == hosts[group.rank]]
-    found = group.each(f"{folder} cannot be read", lambda: _manifests(folder))
+    found = group.each(f"{place} cannot be read", lambda: _manifests(place))
     refused: dict[int, str] = {}
     for step in sorted({step for held in found for step in held}, reverse=True):
+        checkpoint = place.checkpoint(step)
         reasons = [_disagreement(held.get(step), found[0].get(step)) for held in found]
         if not any(reasons):
-            mine = _problem(_folder_of(folder, step), mates.index(group.rank), len(mates))
-            reasons = group.gather(mine)
+            reasons = group.gather(_problem(checkpoint, mates.index(group.rank), len(mates)))
         if not any(reasons):
-            checkpoint = _folder_of(folder, step)
             manifests = group.each(f"{checkpoint} cannot be read", lambda at=checkpoint: read_manifest(at)[0])  # type: ignore[misc]
-            return Other(manifest=manifests[group.rank], folder=checkpoint)
+            return Other(manifest=manifests[group.rank], source=checkpoint)
         refused[step] = "; ".join(
             f"on {hosts[rank]}: {reason}" for rank, reason in enumerate(reasons) if reason
         )  # fmt: skip
         if group.rank == 0:
-            log.warning("%s, to begin with, cannot be used: %s", _folder_of(folder, step), refused[step])
+            log.warning("%s, to begin with, cannot be used: %s", checkpoint, refused[step])
     listed = "; ".join(f"{step_name(step)}: {reason}" for step, reason in list(refused.items())[:3])
     raise CheckpointError(
-        f"no checkpoint in {folder}, which warm_start names, can be used",
+        f"no checkpoint in {place}, which warm_start names, can be used",
         why=listed or "none was ever committed there",
         fix="moorage inspect shows what is whole; every host needs all of it: a channel that is not sharded",
     )
 
 
-def _folder_of(folder: Path, step: int) -> Path:
-    return folder if folder.name == step_name(step) else folder / step_name(step)
-
-
-def _manifests(folder: Path) -> dict[int, str]:
+def _manifests(place: Place) -> dict[int, str]:
     """By step: the digest of a manifest, or why it cannot be used after a space."""
-    one = step_of(folder.name)
     found = {}
-    for step in [one] if one is not None else steps(folder):
+    candidates = place.steps()
+    for step in candidates:
         try:
-            found[step] = digest(read_manifest(_folder_of(folder, step))[1])
+            found[step] = digest(read_manifest(place.checkpoint(step))[1])
         except FileNotFoundError:
-            if one is not None:
+            if len(candidates) == 1:
                 found[step] = " it was never committed (no manifest)"
         except ManifestError as error:
             found[step] = f" {error}"
@@ -85,17 +81,15 @@ def _disagreement(held: str | None, first: str | None) -> str:
     return "" if held == first or first is None or first.startswith(" ") else "it is another one than on the first host"
 
 
-def _problem(checkpoint: Path, place: int, mates: int) -> str:
+def _problem(checkpoint: Source, place: int, mates: int) -> str:
     """Why the files of this rank's part are not whole, or empty."""
     try:
         manifest, _ = read_manifest(checkpoint)
-        sizes = {name: entry.size for name, entry in manifest.files.items()}
-        largest_first = sorted(sizes, key=lambda name: (-sizes[name], name))
-        for name in largest_first[place::mates]:
-            if reason := problem(checkpoint / name, manifest.files[name]):
-                return f"{name}: {reason}"
+        found = verify(checkpoint, manifest.files, place=place, mates=mates, threads=num_threads(mates))
+        if found:
+            return "; ".join(f"{name}: {reason}" for name, reason in list(found.items())[:3])
         if place == 0:
-            read_metadata(checkpoint, sizes)
+            read_metadata(checkpoint, {name: entry.size for name, entry in manifest.files.items()})
     except MetadataError as error:
         return f".metadata: {error}"
     except (ManifestError, FileNotFoundError) as error:

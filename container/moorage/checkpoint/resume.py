@@ -8,12 +8,13 @@ from pathlib import Path
 
 from moorage.checkpoint import layout
 from moorage.checkpoint.agree import Completion, Held, Transfer, Version, completion, look, versions
-from moorage.checkpoint.durable import describe, digest, problem, read_bytes, write_bytes
+from moorage.checkpoint.durable import describe, digest, write_bytes
 from moorage.checkpoint.group import Group
 from moorage.checkpoint.layout import MANIFEST, step_name
 from moorage.checkpoint.manifest import LARGEST, Manifest, ManifestError
 from moorage.checkpoint.metadata import MetadataError, read_metadata
 from moorage.checkpoint.retention import mark_best
+from moorage.checkpoint.source import Folders, num_threads, read_bytes, verify
 from moorage.checkpoint.store import Store
 from moorage.checkpoint.transfer import receive_file, send_file
 from moorage.errors import CheckpointError
@@ -24,6 +25,7 @@ class Resume:
 
     def __init__(self, store: Store, group: Group, log: logging.Logger) -> None:
         self._store, self._group, self._log = store, group, log
+        self._place = Folders(store.folder)
         self._held: dict[int, dict[int, Held]] = {}
 
     def newest(self) -> Manifest | None:
@@ -69,7 +71,7 @@ class Resume:
         return None
 
     def _everything_held(self) -> dict[int, dict[int, Held]]:
-        look_here = (lambda: look(self._store.folder)) if self._store.is_leader else dict
+        look_here = (lambda: look(self._place)) if self._store.is_leader else dict
         found: list[dict[int, Held]] = self._group.each(f"{self._store.folder} cannot be read", look_here)
         return {leader: found[leader] for leader in self._store.all_leaders}
 
@@ -89,7 +91,8 @@ class Resume:
     def _unreadable_metadata(self, manifest: Manifest) -> str:
         try:
             if self._store.is_leader:
-                read_metadata(self._folder(manifest), {name: entry.size for name, entry in manifest.files.items()})
+                sizes = {name: entry.size for name, entry in manifest.files.items()}
+                read_metadata(self._place.checkpoint(manifest.step), sizes)
         except MetadataError as error:
             return f".metadata: {error}"
         return ""
@@ -99,7 +102,7 @@ class Resume:
         data, reason = b"", ""
         if self._group.rank == source:
             try:
-                data = read_bytes(self._store.folder / step_name(version.step) / MANIFEST, limit=LARGEST)
+                data = read_bytes(self._place.checkpoint(version.step), MANIFEST, limit=LARGEST)
             except OSError as error:
                 reason = describe(error)
         data, reason = self._group.share((data, reason), source)
@@ -110,12 +113,13 @@ class Resume:
 
     def _problems(self, manifest: Manifest) -> dict[int, dict[str, str]]:
         """By leader, the files of its store that are not whole, with why. The ranks of a store share the hashing."""
-        mates = self._store.mates
-        largest_first = sorted(manifest.files, key=lambda name: (-manifest.files[name].size, name))
-        mine = largest_first[mates.index(self._group.rank) :: len(mates)]
-        found = {name: problem(self._folder(manifest) / name, manifest.files[name]) for name in mine}
+        mates, hosts = self._store.mates, self._store.hosts
+        found = verify(
+            self._place.checkpoint(manifest.step), manifest.files, place=mates.index(self._group.rank),
+            mates=len(mates), threads=num_threads(hosts.count(hosts[self._group.rank])),
+        )  # fmt: skip
         merged: dict[int, dict[str, str]] = {leader: {} for leader in self._store.all_leaders}
-        for rank, part in enumerate(self._group.gather({name: reason for name, reason in found.items() if reason})):
+        for rank, part in enumerate(self._group.gather(found)):
             merged[self._store.leaders[rank]] |= part
         return merged
 
@@ -154,11 +158,11 @@ class Resume:
             )
 
     def _transfer(self, manifest: Manifest, transfer: Transfer) -> str:
-        path, entry = self._folder(manifest) / transfer.file, manifest.files[transfer.file]
+        entry = manifest.files[transfer.file]
         if self._group.rank == transfer.source:
-            return send_file(path, entry, transfer.targets, self._group)
+            return send_file(self._place.checkpoint(manifest.step), transfer.file, entry, transfer.targets, self._group)
         if self._group.rank in transfer.targets:
-            return receive_file(path, entry, transfer.source, self._group)
+            return receive_file(self._folder(manifest) / transfer.file, entry, transfer.source, self._group)
         return ""
 
     def _write_manifest(self, manifest: Manifest, data: bytes) -> None:

@@ -30,6 +30,7 @@ from moorage.checkpoint.layout import (
     steps,
 )
 from moorage.checkpoint.manifest import Manifest, ManifestError, read_manifest
+from moorage.checkpoint.source import Folder
 
 
 def mark_best(folder: Path, step: int) -> None:
@@ -239,7 +240,7 @@ class Shelf:
 def _sizes(checkpoint: Path, hosts: Collection[str]) -> tuple[bool, bool]:
     """Whether all files of a checkpoint are here, and all that these hosts wrote."""
     try:
-        manifest, _ = read_manifest(checkpoint)
+        manifest, _ = read_manifest(Folder(checkpoint))
     except (FileNotFoundError, ManifestError):
         return False, False
     lacking = [name for name in manifest.files if not _fits(checkpoint / name, manifest, name)]
@@ -256,7 +257,7 @@ def _fits(path: Path, manifest: Manifest, name: str) -> bool:
 def _strays(checkpoint: Path) -> Iterator[Path]:
     """Files of another attempt at the same step, which the manifest does not name."""
     try:
-        manifest, _ = read_manifest(checkpoint)
+        manifest, _ = read_manifest(Folder(checkpoint))
     except (FileNotFoundError, ManifestError):
         return
     for entry in checkpoint.iterdir():

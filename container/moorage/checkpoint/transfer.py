@@ -6,38 +6,39 @@ go on sending zeros, or throwing away. The hash at the end tells.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from moorage.checkpoint.durable import CHUNK, FileFacts, describe, reading, sync_folder, writing
+from moorage.checkpoint.durable import CHUNK, FileFacts, describe, sync_folder, writing
 from moorage.checkpoint.group import Group
+from moorage.checkpoint.source import Source
 
 
-def send_file(path: Path, facts: FileFacts, targets: Sequence[int], group: Group) -> str:
+def send_file(source: Source, name: str, facts: FileFacts, targets: Sequence[int], group: Group) -> str:
     """Why it could not be sent as it should be, or empty."""
     reason = ""
     buffer = torch.zeros(min(CHUNK, facts.size), dtype=torch.uint8)
-    left = facts.size
+    position = 0
+
+    def send(piece: torch.Tensor) -> None:
+        nonlocal position
+        for target in targets:
+            group.send(piece, target)
+        position += len(piece)
+
     try:
-        with reading(path) as file:
-            while left:
-                piece = buffer[: min(left, CHUNK)]
-                if os.readv(file.fileno(), [_view(piece)]) != len(piece):
-                    reason = f"{path.name}: changed while it was sent"
-                for target in targets:
-                    group.send(piece, target)
-                left -= len(piece)
+        with source.open(name) as file:
+            while position < facts.size:
+                piece = buffer[: min(facts.size - position, CHUNK)]
+                file.read_into(_view(piece), position)
+                send(piece)
     except OSError as error:
-        reason = f"{path.name}: {describe(error)}"
+        reason = f"{name}: {describe(error)}"
         buffer.zero_()
-        while left:
-            piece = buffer[: min(left, CHUNK)]
-            for target in targets:
-                group.send(piece, target)
-            left -= len(piece)
+        while position < facts.size:
+            send(buffer[: min(facts.size - position, CHUNK)])
     return reason
 
 

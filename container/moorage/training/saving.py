@@ -15,6 +15,7 @@ from moorage.checkpoint.jsonable import decode, encode, tensor_names
 from moorage.checkpoint.manifest import JSON, Manifest
 from moorage.checkpoint.plan import Tensors
 from moorage.checkpoint.rng import capture_rng, restore_rng
+from moorage.checkpoint.source import Source
 from moorage.checkpoint.state import capture, restore, template
 from moorage.contract.ledger import Ledger
 from moorage.contract.settings import Settings
@@ -41,7 +42,7 @@ class Saver:
         self._checkpointer, self._settings, self._ledger, self._rank = checkpointer, settings, ledger, rank
         self._tracked: dict[str, Any] = {}
         self._manifest: Manifest | None = None
-        self._elsewhere: Path | None = None
+        self._elsewhere: Source | None = None
         self._looked = False
         self._warm_start_folder = warm_start
         self._warm_start: WarmStart | None = None
@@ -88,7 +89,7 @@ class Saver:
             return
         self._warm_start = WarmStart(folder, self._settings.warm_start_what, self._checkpointer, self._ledger)
         if self._warm_start.other is not None:
-            self._manifest, self._elsewhere = self._warm_start.other.manifest, self._warm_start.other.folder
+            self._manifest, self._elsewhere = self._warm_start.other.manifest, self._warm_start.other.source
 
     def _load(self, manifest: Manifest, things: Mapping[str, Any]) -> None:
         tensors = template(things, self._checkpointer.stored(manifest), manifest.objects, among=self._tracked)

@@ -83,11 +83,11 @@ class WarmStart:
     def _load_checkpoint(self, other: Other, wanted: Mapping[str, Any], among: Mapping[str, Any]) -> str:
         manifest = other.manifest
         tensors = template(
-            wanted, self._checkpointer.stored(manifest, other.folder), manifest.objects, among=dict(among)
+            wanted, self._checkpointer.stored(manifest, other.source), manifest.objects, among=dict(among)
         )
-        self._checkpointer.load(manifest, tensors, other.folder)
+        self._checkpointer.load(manifest, tensors, other.source)
         restore(wanted, tensors, manifest.objects, among=dict(among))
-        return f"{other.folder} (epoch {manifest.epoch}, {manifest.world_size} ranks)"
+        return f"{other.source} (epoch {manifest.epoch}, {manifest.world_size} ranks)"
 
     def _load_model(self, modules: Mapping[str, nn.Module], *, alone: bool) -> str:
         for name, module in modules.items():
