@@ -65,3 +65,15 @@ class StopTimeout(MoorageError):
     """Ranks were still running when the grace after SIGTERM ended."""
 
     exit_code = 137
+
+
+class HangError(MoorageError):
+    """No rank made a step for much longer than one takes."""
+
+    exit_code = 75
+
+
+class EngineError(MoorageError):
+    """The container engine, the image or this machine cannot do what a rehearsal needs."""
+
+    exit_code = 71

@@ -173,8 +173,8 @@ def _check(job: Job) -> None:
     _channels(job)
     for name, regex in {**job.metrics, "step": job.step_regex}.items():
         _regex(name, regex)
-    for event in (*job.interruptions, *job.faults):
-        job.host_named(event.host)
+    for host in [event.host for event in job.interruptions] + [event.host for event in job.faults]:
+        job.host_named(host)
     for interruption in job.interruptions:
         _one_of(interruption, "step", "time", "every", "random")
     for fault in job.faults:
