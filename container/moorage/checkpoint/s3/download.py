@@ -43,7 +43,7 @@ class Download:
                 start = next(starts, self.size)
                 if start < self.size:
                     piece = room[: min(CHUNK, self.size - start)]
-                    under_way.append((workers.submit(lambda: self.read_into(start, piece)), piece))
+                    under_way.append((workers.submit(lambda: self.read_into(piece, start)), piece))
 
             for _ in range(at_once):
                 ask(memoryview(bytearray(CHUNK)))
@@ -57,23 +57,23 @@ class Download:
                 for future, _ in under_way:
                     future.cancel()
 
-    def read_into(self, start: int, room: memoryview) -> None:
-        """Fill `room` with the bytes from `start` on. Used by any number of threads.
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` with what begins at `offset`. Used by any number of threads.
 
         Raises S3Error; FileNotFoundError, or OSError with ESTALE, when the object went or was replaced meanwhile.
         """
         patience = self._bucket.patience("get_object", self._key)
-        key, end, done = self._bucket.address.key(self._key), start + len(room), 0
-        while done < len(room):
+        key, end, done = self._bucket.address.key(self._key), offset + len(buffer), 0
+        while done < len(buffer):
             try:
-                wanted = f"bytes={start + done}-{end - 1}"
+                wanted = f"bytes={offset + done}-{end - 1}"
                 answer = self._bucket.ask("get_object", Key=key, Range=wanted, IfMatch=self._tag)
                 with closing(answer["Body"]) as body:
-                    while count := body.readinto(room[done : done + _READ]):
+                    while count := body.readinto(buffer[done : done + _READ]):
                         done += count
                         patience.progressed()
-                if done < len(room):
-                    raise IncompleteReadError(actual_bytes=done, expected_bytes=len(room))
+                if done < len(buffer):
+                    raise IncompleteReadError(actual_bytes=done, expected_bytes=len(buffer))
             except SERVICE as error:
                 patience.failed(error)
 
@@ -84,5 +84,5 @@ def read_bytes(bucket: Bucket, key: str, *, limit: int) -> bytes:
     if download.size > limit:
         raise OSError(errno.EFBIG, f"larger than {limit} bytes", key)
     found = bytearray(download.size)
-    download.read_into(0, memoryview(found))
+    download.read_into(memoryview(found), 0)
     return bytes(found)

@@ -35,6 +35,10 @@ _CODES_FOR_NOW = frozenset({
     "RequestTimeoutException", "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException",
     "XAmzContentChecksumMismatch",
 })  # fmt: skip
+_CODES_OF_CREDENTIALS = frozenset({
+    "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired",
+})  # fmt: skip
+_CREDENTIALS = "give the job a role (the platform does), or keys that are valid as AWS_ACCESS_KEY_ID and so on"
 
 _PERMISSIONS = {
     "put_object": "s3:PutObject",
@@ -108,7 +112,7 @@ class Patience:
             raise S3Error(
                 f"{self._action} of {self._name} failed",
                 why="there are no credentials",
-                fix="give the job a role (the platform does), or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+                fix=_CREDENTIALS,
             ) from None
         if isinstance(error, ClientError):
             if not _for_now(error.response):
@@ -129,6 +133,8 @@ class Patience:
             raise S3Error(
                 what, why=f"there is no bucket {self._address.bucket}", fix="checkpoint_s3 names it"
             ) from None
+        if code in _CODES_OF_CREDENTIALS:
+            raise S3Error(what, why=f"S3 answered {code}", fix=_CREDENTIALS) from None
         message = redact(str(response.get("Error", {}).get("Message", "")))
         raise S3Error(
             what, why=f"S3 answered {code} {message}".strip(), fix="check the bucket's region and policy"
