@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 MANIFEST = "manifest.json"
@@ -34,6 +35,20 @@ def step_of(name: str) -> int | None:
     return int(found[1]) if found and step_name(int(found[1])) == name else None
 
 
+def damaged_name(step: int, others: Collection[str]) -> str:
+    """For a checkpoint that is moved aside. others: the names that are taken."""
+    number = 1
+    while (name := f"damaged-{step:08d}-{number}") in others:
+        number += 1
+    return name
+
+
+def damaged_step(name: str) -> int | None:
+    """The step of one that was moved aside, None for any other name."""
+    found = _DAMAGED.fullmatch(name)
+    return int(found[1]) if found else None
+
+
 def is_data_name(name: str) -> bool:
     """A name that a manifest may list: plain, inside its folder, and none of those that mean something else."""
     special = name in (".", "..", MANIFEST, BEST) or name.endswith((IGNORE, UPLOADING, UPLOADED))
@@ -55,8 +70,8 @@ def damaged(folder: Path) -> dict[int, list[Path]]:
     """Checkpoints that were moved aside, by step."""
     aside: dict[int, list[Path]] = {}
     for entry in folder.iterdir():
-        if found := _DAMAGED.fullmatch(entry.name):
-            aside.setdefault(int(found[1]), []).append(entry)
+        if (step := damaged_step(entry.name)) is not None:
+            aside.setdefault(step, []).append(entry)
     return aside
 
 
@@ -120,7 +135,4 @@ def move_aside(folder: Path, step: int) -> Path | None:
             entry.unlink()
         elif not entry.name.endswith(IGNORE):
             entry.rename(entry.with_name(entry.name + IGNORE))
-    number = 1
-    while (aside := folder / f"damaged-{step:08d}-{number}").exists():
-        number += 1
-    return checkpoint.rename(aside)
+    return checkpoint.rename(folder / damaged_name(step, {entry.name for entry in folder.iterdir()}))

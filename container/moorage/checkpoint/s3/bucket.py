@@ -12,20 +12,13 @@ from typing import Any, TypeVar
 from botocore.exceptions import ClientError
 
 from moorage.checkpoint.s3.failures import SERVICE, Patience
+from moorage.checkpoint.storage import Seen
 from moorage.contract.s3 import Address
 
 T = TypeVar("T")
 
 _MOST_DELETED = 1000
 """Keys in one request, as S3 allows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """An object. size: bytes. changed: seconds since 1970, by S3's clock."""
-
-    size: int
-    changed: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +77,12 @@ class Bucket:
         """Write an object whole; S3 compares what comes with its CRC-32."""
         self.call("put_object", key, Body=data, ChecksumCRC32=crc32(data))
 
+    def copy(self, key: str, to: str) -> None:
+        """Within S3, an object of 5 GB at most."""
+        source = {"Bucket": self.address.bucket, "Key": self.address.key(key)}
+        owner = {"ExpectedSourceBucketOwner": self._owner} if self._owner else {}
+        self.call("copy_object", to, CopySource=source, **owner)
+
     def exists(self, key: str) -> bool:
         try:
             self.call("head_object", key)
@@ -91,11 +90,11 @@ class Bucket:
             return False
         return True
 
-    def listing(self, folder: str = "") -> dict[str, Item]:
+    def listing(self, folder: str = "") -> dict[str, Seen]:
         """What lies under `folder`, at any depth, by its key within it."""
         start = self._start(folder)
         return {
-            item["Key"].removeprefix(start): Item(size=int(item["Size"]), changed=item["LastModified"].timestamp())
+            item["Key"].removeprefix(start): Seen(size=int(item["Size"]), changed=item["LastModified"].timestamp())
             for page in self._pages("list_objects_v2", folder, "ContinuationToken", "NextContinuationToken")
             for item in page.get("Contents", ())
         }
