@@ -101,11 +101,28 @@ def test_any_part_can_be_read(reach: Reach) -> None:
     room = memoryview(bytearray(1_000_000))
     Download(bucket, "x").read_into(room, 1_234_567)
     assert room == data[1_234_567:2_234_567]
+    with pytest.raises(OSError, match="ends 1 bytes too early"):
+        Download(bucket, "x").read_into(room, 2_000_001)
     assert read_bytes(bucket, "x", limit=len(data)) == data
     with pytest.raises(OSError, match="larger than 10 bytes"):
         read_bytes(bucket, "x", limit=10)
     with pytest.raises(FileNotFoundError):
         read_bytes(bucket, "y", limit=10)
+
+
+def test_small_neighbours_are_read_in_one_request_and_large_ones_in_several(reach: Reach, endpoint: str) -> None:
+    data = os.urandom(20 << 20)
+    write(reach(), "x", data)
+    faults = Faults(0)
+    with faulty(endpoint, faults) as through:
+        download = Download(reach(through), "x")
+        found = bytearray(len(data))
+        for start in range(0, 1 << 20, 4096):
+            download.read_into(memoryview(found)[start : start + 4096], start)
+        assert len(faults.requests) == 2, "HEAD and one GET"
+        download.read_into(memoryview(found)[1 << 20 :], 1 << 20)
+        assert len(faults.requests) == 6
+    assert found == data
 
 
 def test_it_is_listed_and_removed(reach: Reach, s3: Any) -> None:

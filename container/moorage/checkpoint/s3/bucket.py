@@ -17,6 +17,9 @@ from moorage.contract.s3 import Address
 
 T = TypeVar("T")
 
+_CONNECTIONS = 32
+"""Kept open: when a checkpoint is loaded, each thread that reads has `parallel` requests under way."""
+
 _MOST_DELETED = 1000
 """Keys in one request, as S3 allows."""
 
@@ -169,7 +172,7 @@ def _client(options: Mapping[str, Any], tuning: Tuning) -> Any:
         connect_timeout=tuning.timeout,
         read_timeout=tuning.timeout,
         tcp_keepalive=True,
-        max_pool_connections=tuning.parallel + 2,
+        max_pool_connections=_CONNECTIONS,
         # What is written has a CRC-32 of ours; what is read is compared with the manifest.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",

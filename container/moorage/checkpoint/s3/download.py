@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -27,6 +28,8 @@ class Download:
         found = bucket.call("head_object", key)
         self.size = int(found["ContentLength"])
         self._tag = str(found["ETag"])
+        self._lock = threading.Lock()
+        self._window, self._begins = memoryview(b""), 0
 
     def pieces(self) -> Iterator[memoryview]:
         """All of it in order, CHUNK bytes at a time; a piece is good until the next is asked for.
@@ -43,7 +46,7 @@ class Download:
                 start = next(starts, self.size)
                 if start < self.size:
                     piece = room[: min(CHUNK, self.size - start)]
-                    under_way.append((workers.submit(lambda: self.read_into(piece, start)), piece))
+                    under_way.append((workers.submit(lambda: self._fetch(piece, start)), piece))
 
             for _ in range(at_once):
                 ask(memoryview(bytearray(CHUNK)))
@@ -60,8 +63,40 @@ class Download:
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` with what begins at `offset`. Used by any number of threads.
 
-        Raises S3Error; FileNotFoundError, or OSError with ESTALE, when the object went or was replaced meanwhile.
+        Raises S3Error; FileNotFoundError, or OSError with ESTALE, when the object went or was replaced meanwhile, and
+        with ENODATA when it ends before.
         """
+        if offset + len(buffer) > self.size:
+            raise OSError(errno.ENODATA, f"ends {offset + len(buffer) - self.size} bytes too early", self._key)
+        if len(buffer) <= CHUNK // 2:
+            self._from_window(buffer, offset)
+        else:
+            self._beside_each_other(buffer, offset)
+
+    def _from_window(self, buffer: memoryview, offset: int) -> None:
+        """Tensors lie beside each other and are read in their order: a request for each would take longer than all."""
+        with self._lock:
+            ends = self._begins + len(self._window)
+            if not self._begins <= offset <= offset + len(buffer) <= ends:
+                window = memoryview(bytearray(min(CHUNK, self.size - offset)))
+                self._fetch(window, offset)
+                self._window, self._begins = window, offset
+            start = offset - self._begins
+            buffer[:] = self._window[start : start + len(buffer)]
+
+    def _beside_each_other(self, buffer: memoryview, offset: int) -> None:
+        size = self._bucket.tuning.part_size
+        parts = [(buffer[at : at + size], offset + at) for at in range(0, len(buffer), size)]
+        with Workers(min(self._bucket.tuning.parallel, len(parts))) as workers:
+            under_way = [workers.submit(lambda part=part: self._fetch(*part)) for part in parts]  # type: ignore[misc]
+            try:
+                for future in under_way:
+                    future.result()
+            finally:
+                for future in under_way:
+                    future.cancel()
+
+    def _fetch(self, buffer: memoryview, offset: int) -> None:
         patience = self._bucket.patience("get_object", self._key)
         key, end, done = self._bucket.address.key(self._key), offset + len(buffer), 0
         while done < len(buffer):
