@@ -32,6 +32,7 @@ from moorage.checkpoint.manifest import read_manifest
 from moorage.checkpoint.plan import PIECE, Tensors
 from moorage.checkpoint.source import Folder
 from moorage.checkpoint.state import capture, restore, template
+from moorage.checkpoint.storage import Disk, write_bytes
 from moorage.checkpoint.transfer import receive_file, send_file
 from moorage.errors import CheckpointError
 from ranks.gloo import RankFailed, run_ranks
@@ -395,16 +396,16 @@ def send_and_receive(rank: int, folder: Path) -> list[str]:
     good = b"y" * size
     promised = FileFacts(size=size, xxh3_128=digest_of(good))
     sent = {"changed": b"x" * size, "short": b"y", "long": good + b"y", "gone": None, "good": good}
+    storage = Disk(folder / f"host-{rank}")
+    storage.prepare()
     for name, content in sent.items():
-        path = folder / f"host-{rank}" / name
-        path.parent.mkdir(exist_ok=True, parents=True)
         if rank == 0:
             if content is not None:
-                path.write_bytes(content)
-            told.append(send_file(Folder(path.parent), name, promised, (1, 2), group))
+                write_bytes(storage, 7, name, content)
+            told.append(send_file(storage.checkpoint(7), name, promised, (1, 2), group))
         else:
-            told.append(receive_file(path, promised, 0, group))
-    assert rank == 0 or sorted(path.name for path in (folder / f"host-{rank}").iterdir()) == ["good", "long"]
+            told.append(receive_file(storage.writing(7, name), name, promised, 0, group))
+    assert rank == 0 or sorted(storage.names(7)) == ["good", "long"]
     return told
 
 

@@ -25,6 +25,7 @@ from moorage.checkpoint.layout import BEST, IGNORE, MANIFEST, METADATA, UPLOADED
 from moorage.checkpoint.manifest import Entry, Manifest, ManifestError, read_manifest
 from moorage.checkpoint.retention import Rule, Shelf
 from moorage.checkpoint.source import Folder, Folders, problem
+from moorage.checkpoint.storage import Disk
 
 log = logging.getLogger("test")
 
@@ -269,7 +270,7 @@ def test_a_look_tells_what_a_folder_holds(tmp_path: Path) -> None:
 
 def prune(folder: Path, keep: int, **options: Any) -> list[int]:
     """As after a commit of the only host, algo-1."""
-    shelf = Shelf(folder, Rule(keep=keep, every=options.pop("every", 0)), log, hosts={"algo-1"}, **options)
+    shelf = Shelf(Disk(folder), Rule(keep=keep, every=options.pop("every", 0)), log, hosts={"algo-1"}, **options)
     return shelf.prune([shelf.look()])
 
 
@@ -280,8 +281,8 @@ def held_steps(folder: Path) -> list[int]:
 def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     for step in range(10, 70, 10):
         commit(tmp_path, step)
-    retention.mark_best(tmp_path, 10)
-    retention.mark_best(tmp_path, 20)
+    retention.mark_best(Disk(tmp_path), 10)
+    retention.mark_best(Disk(tmp_path), 20)
     assert prune(tmp_path, 2) == [10, 30, 40]
     assert held_steps(tmp_path) == [20, 50, 60]
 

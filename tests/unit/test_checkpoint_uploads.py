@@ -18,6 +18,7 @@ from moorage.checkpoint.durable import digest, write_bytes
 from moorage.checkpoint.layout import BEST, IGNORE, MANIFEST, METADATA, UPLOADED, UPLOADING, step_name, steps
 from moorage.checkpoint.manifest import Entry, Manifest
 from moorage.checkpoint.retention import Look, Part, Rule, Shelf, complete, staying
+from moorage.checkpoint.storage import Disk
 
 log = logging.getLogger("test")
 
@@ -50,7 +51,7 @@ def upload(checkpoint: Path) -> None:
 
 def shelf_of(folder: Path, *, keep: int = 1, host: str = "algo-1", **options: Any) -> Shelf:
     rule = Rule(keep=keep, every=options.pop("every", 0))
-    return Shelf(folder, rule, log, hosts={host}, **options)
+    return Shelf(Disk(folder), rule, log, hosts={host}, **options)
 
 
 def prune(*shelves: Shelf) -> None:

@@ -29,9 +29,10 @@ from moorage.checkpoint.other import Other, find_other
 from moorage.checkpoint.plan import Plan, make_plan, structure
 from moorage.checkpoint.resume import Resume
 from moorage.checkpoint.shard import Staging
-from moorage.checkpoint.source import Folder, Folders, Source
+from moorage.checkpoint.source import Folder, Folders, Source, exists
+from moorage.checkpoint.storage import Disk, Storage
 from moorage.checkpoint.store import find_store
-from moorage.errors import CheckpointError
+from moorage.errors import CheckpointError, MoorageError
 
 T = TypeVar("T")
 
@@ -57,7 +58,8 @@ class Outcome:
 
 
 class Checkpointer:
-    """Saves and loads the checkpoints in one folder. Made on all ranks alike; the collective methods say so.
+    """Saves and loads the checkpoints of one folder, or of another storage. Made on all ranks alike; the collective
+    methods say so.
 
     A folder of each host's own and one that hosts share work the same: who shares it is found out.
     keep: committed checkpoints that stay, beside the best; keep_every: steps, one in so many stays for good.
@@ -68,7 +70,7 @@ class Checkpointer:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | Storage,
         *,
         rank: int,
         world_size: int,
@@ -84,13 +86,14 @@ class Checkpointer:
     ) -> None:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
-        self._folder, self._attempt = folder, attempt
+        self._storage = Disk(folder) if isinstance(folder, Path) else folder
+        self._attempt = attempt
         self._log = log or logging.getLogger("moorage")
         self._group = Group(rank, world_size, timeout)
-        self._store = find_store(folder, self._group, host=host, local_rank=local_rank)
+        self._store = find_store(self._storage, self._group, host=host, local_rank=local_rank)
         self._shelf = retention.Shelf(
-            folder, retention.Rule(keep=keep, every=keep_every), self._log, agent=uploads, upload_bound=upload_bound,
-            hosts={self._store.hosts[mate] for mate in self._store.mates},
+            self._storage, retention.Rule(keep=keep, every=keep_every), self._log,
+            agent=uploads, upload_bound=upload_bound, hosts={self._store.hosts[mate] for mate in self._store.mates},
         )  # fmt: skip
         # Files of two attempts at the same step never have the same name.
         self._shard_name = f"{self._group.share(secrets.token_hex(4))}-{rank:05d}.distcp"
@@ -169,7 +172,7 @@ class Checkpointer:
         self._group.each(f"checkpoint {manifest.name} cannot be loaded", read)
 
     def _reader(self, manifest: Manifest, source: Source | None) -> SafeReader:
-        source = source or Folder(self._folder / manifest.name)
+        source = source or self._storage.checkpoint(manifest.step)
         assert isinstance(source, Folder)
         try:
             return SafeReader(
@@ -230,7 +233,7 @@ class Checkpointer:
         """The plan and the memory for it; None when `step` is committed. One small message while nothing changes."""
         now = structure(tensors)
         changed = self._planned_for is None or now != self._planned_for[0]
-        already = self._store.is_leader and (self._folder / step_name(step) / MANIFEST).exists()
+        already = self._store.is_leader and self._is_committed(step)
         any_changed, any_already, any_unsayable, most, least = self._group.largest(
             [changed, already, bool(unsayable), step, -step]
         )
@@ -303,14 +306,19 @@ class Checkpointer:
             return
         with self._lock:
             self._best = step
-            if (self._folder / step_name(step) / MANIFEST).exists():
+            if self._is_committed(step):
                 self._mark(step)
+
+    def _is_committed(self, step: int) -> bool:
+        return exists(self._storage.checkpoint(step), MANIFEST)
 
     def _mark(self, step: int) -> None:
         try:
-            retention.mark_best(self._folder, step)
+            retention.mark_best(self._storage, step)
         except OSError as error:
             self._log.warning("%s cannot be marked as the best: %s", step_name(step), describe(error))
+        except MoorageError as error:
+            self._log.warning("%s cannot be marked as the best: %s", step_name(step), error)
 
     def prune(self) -> None:
         """Remove what need not stay; every commit does so by itself. Collective."""

@@ -13,21 +13,22 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from moorage import __version__
-from moorage.checkpoint.durable import FileFacts, describe, digest, sync_folder, write_bytes
+from moorage.checkpoint.durable import FileFacts, describe, digest
 from moorage.checkpoint.group import Group
-from moorage.checkpoint.layout import BEST, MANIFEST, METADATA, UPLOADED, UPLOADING, step_name
+from moorage.checkpoint.layout import BEST, MANIFEST, METADATA
 from moorage.checkpoint.manifest import JSON, Entry, Manifest, SaveInfo
 from moorage.checkpoint.metadata import write_metadata
 from moorage.checkpoint.plan import Plan
 from moorage.checkpoint.shard import Shard, Staging
+from moorage.checkpoint.storage import write_bytes
 from moorage.checkpoint.store import Store
+from moorage.errors import MoorageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,8 @@ class Commit:
 
     def __init__(self, save: Save, store: Store, group: Group, log: logging.Logger) -> None:
         self._save, self._store, self._group, self._log = save, store, group, log
-        self._folder = store.folder / step_name(save.info.step)
-        self._written: list[Path] = []
+        self._storage, self._step = store.storage, save.info.step
+        self._written: list[str] = []
         self.size = 0
 
     def run(self) -> str:
@@ -69,11 +70,12 @@ class Commit:
         def write_shard() -> None:
             nonlocal shard
             if self._save.plan.items:
-                path = self._folder / self._save.shard_name
-                self._written.append(path)
-                shard = self._save.staging.write(path, self._store.hosts[self._store.rank])
+                name = self._save.shard_name
+                self._written.append(name)
+                with self._storage.writing(self._step, name) as file:
+                    shard = self._save.staging.write(file, name, self._store.hosts[self._store.rank])
 
-        if reason := self._everywhere(self._make_folder, write_shard):
+        if reason := self._everywhere(write_shard):
             return reason
         state = json.loads(self._save.state)
         shards = self._group.collect((shard, state["per_rank"]))
@@ -91,7 +93,7 @@ class Commit:
         def write_manifest() -> None:
             if self._store.is_leader:
                 self._put(MANIFEST, manifest)
-                sync_folder(self._store.folder)
+                self._storage.settle()
 
         return self._everywhere(write_metadata_file) or self._everywhere(write_manifest)
 
@@ -102,7 +104,9 @@ class Commit:
             for action in actions:
                 action()
         except OSError as error:
-            reason = f"{describe(error)} in {self._store.folder}"
+            reason = f"{describe(error)} in {self._storage}"
+        except MoorageError as error:
+            reason = str(error)
         except (RuntimeError, ValueError, TypeError, MemoryError) as error:
             reason = f"{type(error).__name__}: {error}"
         for rank, found in enumerate(self._group.gather(reason)):
@@ -110,12 +114,9 @@ class Commit:
                 return f"{found} on {self._store.hosts[rank]} (rank {rank})"
         return ""
 
-    def _make_folder(self) -> None:
-        self._folder.mkdir(exist_ok=True)
-
     def _put(self, name: str, data: bytes) -> None:
-        self._written.append(self._folder / name)
-        write_bytes(self._folder / name, data)
+        self._written.append(name)
+        write_bytes(self._storage, self._step, name, data)
 
     def _make_manifest(
         self, parts: Sequence[tuple[Shard | None, JSON]], objects: JSON
@@ -146,21 +147,20 @@ class Commit:
     def _undo(self) -> None:
         if self._store.is_leader:
             # First of all, on all hosts: from here on there is nothing that looks whole.
-            self._discard(self._folder / MANIFEST)
+            self._discard([MANIFEST])
         self._group.gather(None)
-        for path in self._written:
-            begun, ended = (path.with_name(path.name + mark).exists() for mark in (UPLOADING, UPLOADED))
-            if not begun or ended:
-                self._discard(path)
+        self._discard(self._written)
         self._group.gather(None)
-        if self._store.is_leader and self._folder.is_dir() and not any(self._folder.iterdir()):
-            self._folder.rmdir()
+        if self._store.is_leader:
+            self._discard([])  # the folder, which on a disk that hosts share is empty only now
 
-    def _discard(self, path: Path) -> None:
+    def _discard(self, names: Sequence[str]) -> None:
         try:
-            path.unlink(missing_ok=True)
+            self._storage.discard(self._step, names)
         except OSError as error:
-            self._log.warning("%s of a failed save cannot be removed: %s", path, describe(error))
+            self._log.warning("files of the failed save of step %d stay: %s", self._step, describe(error))
+        except MoorageError as error:
+            self._log.warning("files of the failed save of step %d stay: %s", self._step, error)
 
 
 def _entry(facts: FileFacts, host: str) -> Entry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -10,10 +10,10 @@ from typing import Any
 
 from moorage.checkpoint import uploads
 from moorage.checkpoint.durable import describe
-from moorage.checkpoint.layout import BEST, MANIFEST, METADATA, UPLOADED, damaged, is_data_name, step_of, steps
-from moorage.checkpoint.layout import step_name as name_of
+from moorage.checkpoint.layout import BEST, MANIFEST, METADATA, UPLOADED, is_data_name, step_name, step_of
 from moorage.checkpoint.manifest import Manifest, ManifestError, read_manifest
-from moorage.checkpoint.source import Folder, num_threads, verify
+from moorage.checkpoint.source import Source, num_threads, verify
+from moorage.checkpoint.storage import Disk, Seen, Storage
 from moorage.errors import ConfigError
 
 Tell = Callable[[str, int, int], None]
@@ -60,7 +60,7 @@ class Found:
 class Report:
     """checkpoints: the newest first. aside: those moved aside as damaged. verified: by hash, not by size alone."""
 
-    folder: Path
+    folder: str
     verified: bool
     checkpoints: tuple[Found, ...]
     aside: tuple[str, ...] = ()
@@ -76,55 +76,62 @@ class Report:
 
 
 def inspect_folder(folder: Path, *, quick: bool = False, tell: Tell | None = None) -> Report:
-    """Look at every checkpoint in `folder`, or at the one that it is; changes nothing. quick: sizes, not contents.
-
-    Raises ConfigError when it is not a folder that can be read.
-    """
+    """`inspect` for a folder of checkpoints, or the one of a step. Raises ConfigError when it cannot be read."""
+    one = step_of(folder.absolute().name)
+    storage = Disk(folder if one is None else folder.absolute().parent)
     try:
-        one = step_of(folder.absolute().name)
-        home = folder.absolute().parent if one is not None else folder
-        here = [one] if one is not None else steps(folder)
-        aside = [] if one is not None else [path.name for paths in damaged(folder).values() for path in paths]
         list(folder.iterdir())
+        return inspect(storage, only=one, quick=quick, tell=tell)
     except OSError as error:
         raise ConfigError(
             f"{folder} is not a folder of checkpoints", why=describe(error), fix="name the folder that holds step-…"
         ) from None
-    found = [_look(home / name_of(step), step, quick, tell) for step in reversed(here)]
+
+
+def inspect(storage: Storage, *, only: int | None = None, quick: bool = False, tell: Tell | None = None) -> Report:
+    """Look at every checkpoint in `storage`, or at that of one step; changes nothing. quick: sizes, not contents.
+
+    Raises as Storage does.
+    """
+    here = storage.steps() if only is None else [only]
+    aside = storage.aside() if only is None else {}
+    found = [_look(storage, step, quick, tell) for step in reversed(here)]
     return Report(
-        folder=folder,
+        folder=str(storage if only is None else storage.checkpoint(only)),
         verified=not quick,
         checkpoints=tuple(one for one in found if one is not None),
-        aside=tuple(sorted(aside)),
+        aside=tuple(sorted(name for names in aside.values() for name in names)),
     )
 
 
-def _look(checkpoint: Path, step: int, quick: bool, tell: Tell | None) -> Found | None:
+def _look(storage: Storage, step: int, quick: bool, tell: Tell | None) -> Found | None:
     """None when it is gone meanwhile: a job may be pruning."""
     try:
-        found = _judge(checkpoint, step, quick, tell)
-        if found.state is State.DAMAGED and not (checkpoint / MANIFEST).exists():
+        found = _judge(storage, step, quick, tell)
+        if found.state is State.DAMAGED and MANIFEST not in storage.names(step):
             return None
     except FileNotFoundError:
         return None
     except OSError as error:
-        return Found(step=step, state=State.DAMAGED, size=0, files=0, problems={checkpoint.name: describe(error)})
+        return Found(step=step, state=State.DAMAGED, size=0, files=0, problems={step_name(step): describe(error)})
     return found
 
 
-def _judge(checkpoint: Path, step: int, quick: bool, tell: Tell | None) -> Found:
-    names = uploads.listing(checkpoint)
+def _judge(storage: Storage, step: int, quick: bool, tell: Tell | None) -> Found:
+    names = storage.listing(step)
     data = [name for name in names if is_data_name(name) or name == MANIFEST]
-    facts: dict[str, Any] = {"step": step, "size": _size(checkpoint, data), "files": len(data), "best": BEST in names}
+    size = sum(names[name].size for name in data)
+    facts: dict[str, Any] = {"step": step, "size": size, "files": len(data), "best": BEST in names}
     if uploads.has_marks(names):
         facts["uploaded"] = sum(name + UPLOADED in names for name in data)
+    checkpoint = storage.checkpoint(step)
     try:
-        manifest, _ = read_manifest(Folder(checkpoint))
+        manifest, _ = read_manifest(checkpoint)
     except FileNotFoundError:
         return Found(state=State.INCOMPLETE, problems={MANIFEST: "it was never committed"}, **facts)
     except ManifestError as error:
         return Found(state=State.DAMAGED, problems={MANIFEST: str(error)}, **facts)
-    problems = _sizes(checkpoint, manifest) if quick else _contents(checkpoint, manifest, tell)
+    problems = _sizes(names, manifest) if quick else _contents(checkpoint, manifest, tell)
     hosts = _whole_hosts(manifest, problems)
     elsewhere = {name for name, entry in manifest.files.items() if name != METADATA and entry.host not in hosts}
     absent = all(reason == MISSING for reason in problems.values()) and set(problems) == elsewhere
@@ -132,35 +139,22 @@ def _judge(checkpoint: Path, step: int, quick: bool, tell: Tell | None) -> Found
     return Found(state=state, problems=problems, hosts=hosts, manifest=manifest, **facts)
 
 
-def _size(checkpoint: Path, names: Collection[str]) -> int:
-    total = 0
-    for name in names:
-        try:
-            total += (checkpoint / name).lstat().st_size
-        except FileNotFoundError:
-            continue
-    return total
-
-
 def _whole_hosts(manifest: Manifest, problems: Mapping[str, str]) -> tuple[str, ...]:
     lacking = {manifest.files[name].host for name in problems if name != METADATA}
     return tuple(sorted({entry.host for entry in manifest.files.values()} - lacking))
 
 
-def _sizes(checkpoint: Path, manifest: Manifest) -> dict[str, str]:
+def _sizes(here: Mapping[str, Seen], manifest: Manifest) -> dict[str, str]:
     problems = {}
     for name, entry in sorted(manifest.files.items()):
-        try:
-            size = (checkpoint / name).lstat().st_size
-        except FileNotFoundError:
+        if name not in here:
             problems[name] = MISSING
-        else:
-            if size != entry.size:
-                problems[name] = f"{size} bytes instead of {entry.size}"
+        elif here[name].size != entry.size:
+            problems[name] = f"{here[name].size} bytes instead of {entry.size}"
     return problems
 
 
-def _contents(checkpoint: Path, manifest: Manifest, tell: Tell | None) -> dict[str, str]:
+def _contents(checkpoint: Source, manifest: Manifest, tell: Tell | None) -> dict[str, str]:
     done, total = 0, manifest.size
 
     def count(size: int) -> None:
@@ -169,4 +163,4 @@ def _contents(checkpoint: Path, manifest: Manifest, tell: Tell | None) -> dict[s
         if tell is not None:
             tell(manifest.name, done, total)
 
-    return dict(sorted(verify(Folder(checkpoint), manifest.files, threads=num_threads(1), tell=count).items()))
+    return dict(sorted(verify(checkpoint, manifest.files, threads=num_threads(1), tell=count).items()))

@@ -75,9 +75,8 @@ def damaged(folder: Path) -> dict[int, list[Path]]:
     return aside
 
 
-def is_uploading(checkpoint: Path) -> bool:
-    """Whether the agent has begun on a file of this folder and not ended."""
-    names = {entry.name for entry in checkpoint.iterdir()}
+def is_uploading(names: Collection[str]) -> bool:
+    """Whether the agent has begun on a file of a folder with these names and not ended."""
     begun = (name.removesuffix(UPLOADING) for name in names if name.endswith(UPLOADING))
     return any(name in names and name + UPLOADED not in names for name in begun)
 
@@ -89,7 +88,7 @@ def remove(checkpoint: Path) -> bool:
     """
     if not checkpoint.exists():
         return True
-    if is_uploading(checkpoint):
+    if is_uploading({entry.name for entry in checkpoint.iterdir()}):
         return False
     # Without its manifest it is no checkpoint any more: a crash below leaves nothing that looks whole.
     if (checkpoint / MANIFEST).is_file():
@@ -128,7 +127,7 @@ def move_aside(folder: Path, step: int) -> Path | None:
     if manifest.exists():
         # First of all: without it under its name this is no checkpoint any more.
         manifest.rename(checkpoint / (MANIFEST + IGNORE))
-    if is_uploading(checkpoint):
+    if is_uploading({entry.name for entry in checkpoint.iterdir()}):
         return None
     for entry in list(checkpoint.iterdir()):
         if entry.name.endswith((UPLOADING, UPLOADED)):

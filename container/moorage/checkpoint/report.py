@@ -17,7 +17,7 @@ def as_json(report: Report, host: str = "") -> dict[str, Any]:
     """What json.dumps takes without NaN."""
     now = time.time()
     return {
-        "folder": str(report.folder),
+        "folder": report.folder,
         "verified": report.verified,
         "exit_code": report.exit_code(host),
         "checkpoints": [_found_as_json(found, now) for found in report.checkpoints],

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
-from moorage.checkpoint import layout
 from moorage.checkpoint.agree import Completion, Held, Transfer, Version, completion, look, versions
-from moorage.checkpoint.durable import describe, digest, write_bytes
+from moorage.checkpoint.durable import describe, digest
 from moorage.checkpoint.group import Group
 from moorage.checkpoint.layout import MANIFEST, step_name
 from moorage.checkpoint.manifest import LARGEST, Manifest, ManifestError
 from moorage.checkpoint.metadata import MetadataError, read_metadata
 from moorage.checkpoint.retention import mark_best
-from moorage.checkpoint.source import Folders, num_threads, read_bytes, verify
+from moorage.checkpoint.source import num_threads, read_bytes, verify
+from moorage.checkpoint.storage import write_bytes
 from moorage.checkpoint.store import Store
 from moorage.checkpoint.transfer import receive_file, send_file
-from moorage.errors import CheckpointError
+from moorage.errors import CheckpointError, MoorageError
 
 
 class Resume:
@@ -25,7 +24,7 @@ class Resume:
 
     def __init__(self, store: Store, group: Group, log: logging.Logger) -> None:
         self._store, self._group, self._log = store, group, log
-        self._place = Folders(store.folder)
+        self._place = store.storage
         self._held: dict[int, dict[int, Held]] = {}
 
     def newest(self) -> Manifest | None:
@@ -50,7 +49,7 @@ class Resume:
         refused |= self._unreadable(refused)
         if refused:
             raise CheckpointError(
-                f"none of the {len(refused)} checkpoints in {self._store.folder} can be used",
+                f"none of the {len(refused)} checkpoints in {self._place} can be used",
                 why="; ".join(
                     f"{step_name(step)}: {reason}" for step, reason in sorted(refused.items(), reverse=True)[:3]
                 ),
@@ -72,7 +71,7 @@ class Resume:
 
     def _everything_held(self) -> dict[int, dict[int, Held]]:
         look_here = (lambda: look(self._place)) if self._store.is_leader else dict
-        found: list[dict[int, Held]] = self._group.each(f"{self._store.folder} cannot be read", look_here)
+        found: list[dict[int, Held]] = self._group.each(f"{self._place} cannot be read", look_here)
         return {leader: found[leader] for leader in self._store.all_leaders}
 
     def _try(self, version: Version) -> tuple[Manifest | None, str]:
@@ -162,15 +161,15 @@ class Resume:
         if self._group.rank == transfer.source:
             return send_file(self._place.checkpoint(manifest.step), transfer.file, entry, transfer.targets, self._group)
         if self._group.rank in transfer.targets:
-            return receive_file(self._folder(manifest) / transfer.file, entry, transfer.source, self._group)
+            writing = self._place.writing(manifest.step, transfer.file)
+            return receive_file(writing, transfer.file, entry, transfer.source, self._group)
         return ""
 
     def _write_manifest(self, manifest: Manifest, data: bytes) -> None:
-        folder = self._folder(manifest)
         if any(found[manifest.step].best for found in self._held.values() if manifest.step in found):
-            mark_best(self._store.folder, manifest.step)
+            mark_best(self._place, manifest.step)
         if self._held[self._group.rank].get(manifest.step, Held()).manifest != digest(data):
-            write_bytes(folder / MANIFEST, data)
+            write_bytes(self._place, manifest.step, MANIFEST, data)
 
     def _by_host(self, reasons: list[str]) -> str:
         found = {self._store.hosts[rank]: reason for rank, reason in enumerate(reasons) if reason}
@@ -211,20 +210,17 @@ class Resume:
         self._group.gather(None)
 
     def _put_away(self, step: int, was_committed: bool) -> None:
-        folder, name = self._store.folder, step_name(step)
+        name = step_name(step)
         try:
             if was_committed:
-                aside = layout.move_aside(folder, step)
-                self._log.warning(
-                    "%s was moved aside to %s", name, aside.name if aside else "nowhere: it is being uploaded"
-                )
-            elif not layout.remove(folder / name):
+                aside = self._place.move_aside(step)
+                self._log.warning("%s was moved aside to %s", name, aside or "nowhere: it is being uploaded")
+            elif not self._place.remove(step):
                 self._log.warning("%s is being uploaded: it is removed later", name)
         except OSError as error:
             self._log.warning("%s cannot be put away: %s", name, describe(error))
-
-    def _folder(self, manifest: Manifest) -> Path:
-        return self._store.folder / manifest.name
+        except MoorageError as error:
+            self._log.warning("%s cannot be put away: %s", name, error)
 
     def _names(self) -> dict[int, str]:
         return {leader: self._store.hosts[leader] for leader in self._store.all_leaders}

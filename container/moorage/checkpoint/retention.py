@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from moorage.checkpoint import uploads
-from moorage.checkpoint.durable import describe, write_bytes
+from moorage.checkpoint.durable import describe
 from moorage.checkpoint.layout import (
     BEST,
     IGNORE,
@@ -21,21 +20,18 @@ from moorage.checkpoint.layout import (
     METADATA,
     UPLOADED,
     UPLOADING,
-    committed,
-    damaged,
     is_data_name,
     is_uploading,
-    remove,
     step_name,
-    steps,
 )
-from moorage.checkpoint.manifest import Manifest, ManifestError, read_manifest
-from moorage.checkpoint.source import Folder
+from moorage.checkpoint.manifest import ManifestError, read_manifest
+from moorage.checkpoint.storage import Storage, committed, write_bytes
+from moorage.errors import MoorageError
 
 
-def mark_best(folder: Path, step: int) -> None:
-    """Let the checkpoint of `step`, committed here, be the best from now on. Raises OSError."""
-    write_bytes(folder / step_name(step) / BEST, b"")
+def mark_best(storage: Storage, step: int) -> None:
+    """Let the checkpoint of `step`, committed here, be the best from now on. Raises as Storage does."""
+    write_bytes(storage, step, BEST, b"")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +118,7 @@ def _kept_for_good(here: Sequence[int], every: int) -> set[int]:
 
 
 class Shelf:
-    """The checkpoints of one folder. hosts: those that write to it. agent: whether one uploads from it; None is when
+    """The checkpoints of one storage. hosts: those that write to it. agent: whether one uploads from it; None is when
     it leaves a mark. upload_bound: seconds after which a file that waits for it is worth a warning; 0 is never.
 
     What is whole or uploaded stays so: it is looked at once, since each look is made beside the training.
@@ -130,7 +126,7 @@ class Shelf:
 
     def __init__(
         self,
-        folder: Path,
+        storage: Storage,
         rule: Rule,
         log: logging.Logger,
         *,
@@ -138,7 +134,7 @@ class Shelf:
         agent: bool | None = None,
         upload_bound: float = 0.0,
     ) -> None:
-        self._folder, self._rule, self._log, self._hosts = folder, rule, log, frozenset(hosts)
+        self._storage, self._rule, self._log, self._hosts = storage, rule, log, frozenset(hosts)
         self._agent, self._marks = agent, False
         self._lag = uploads.Lag(upload_bound, log)
         self._settled: dict[int, Part] = {}
@@ -156,32 +152,34 @@ class Shelf:
         oldest: tuple[float, str] | None = None
         parts = {}
         try:
-            for step in committed(self._folder):
-                checkpoint = self._folder / step_name(step)
-                part, names = self._part(step, checkpoint)
+            for step in committed(self._storage):
+                part, times = self._part(step)
                 parts[step] = part
                 if step > self._restored:
-                    waits = [(changed, f"{checkpoint.name}/{name}") for name, changed in uploads.waiting(names).items()]
+                    waits = [(changed, f"{step_name(step)}/{name}") for name, changed in uploads.waiting(times).items()]
                     oldest = min([*waits, *([oldest] if oldest else [])], default=None)
         except OSError as error:
-            return Look(error=f"{self._folder}: {describe(error)}")
+            return Look(error=f"{self._storage}: {describe(error)}")
+        except MoorageError as error:
+            return Look(error=str(error))
         agent = self._marks if self._agent is None else self._agent
         since, name = oldest or (0.0, "")
         return Look(parts=parts, agent=agent, waits=name, seconds=time.time() - since if name else 0.0)
 
-    def _part(self, step: int, checkpoint: Path) -> tuple[Part, uploads.Listing]:
+    def _part(self, step: int) -> tuple[Part, uploads.Listing]:
         known = self._settled.get(step)
-        best = (checkpoint / BEST).exists()
+        names = self._storage.names(step)
+        best = BEST in names
         if known and known.own and known.uploaded:
             return Part(whole=known.whole, own=True, uploaded=True, begun=True, best=best), {}
-        self._marks = self._marks or uploads.has_marks(entry.name for entry in checkpoint.iterdir())
+        self._marks = self._marks or uploads.has_marks(names)
         # Asking for the time of every file is worth it only where an agent may be.
-        names = uploads.listing(checkpoint) if self._marks or self._agent else {}
-        whole, own = (known.whole, known.own) if known and known.own else _sizes(checkpoint, self._hosts)
-        uploaded, begun = uploads.is_uploaded(names), uploads.has_marks(names)
+        times = uploads.times(self._storage.listing(step)) if self._marks or self._agent else {}
+        whole, own = (known.whole, known.own) if known and known.own else _sizes(self._storage, step, self._hosts)
+        uploaded, begun = uploads.is_uploaded(times), uploads.has_marks(times)
         part = Part(whole=whole, own=own, uploaded=uploaded, begun=begun, best=best)
         self._settled[step] = part
-        return part, names
+        return part, times
 
     def prune(self, looks: Collection[Look]) -> list[int]:
         """Remove what need not stay, and say so. The steps of the committed checkpoints that are gone.
@@ -198,17 +196,19 @@ class Shelf:
             return gone
         stay = staying(looks, self._rule, self._restored)
         try:
-            old = [step for step in steps(self._folder) if step < here[-1] and step not in stay]
+            old = [step for step in self._storage.steps() if step < here[-1] and step not in stay]
             gone = [step for step in old if self._remove(step, here)]
             for step in stay - self._tidied:
                 self._tidy(step)
-            for step, folders in damaged(self._folder).items():
-                for aside in folders:
+            for step, names in self._storage.aside().items():
+                for name in names:
                     # It was kept to be looked at until training passed its step again.
-                    if step <= here[-1] and remove(aside):
-                        self._log.info("%s, moved aside as damaged, was removed", aside.name)
+                    if step <= here[-1] and self._storage.remove_aside(name):
+                        self._log.info("%s, moved aside as damaged, was removed", name)
         except OSError as error:
-            self._log.warning("old checkpoints in %s cannot be removed: %s", self._folder, describe(error))
+            self._log.warning("old checkpoints in %s cannot be removed: %s", self._storage, describe(error))
+        except MoorageError as error:
+            self._log.warning("old checkpoints stay for now: %s", error)
         return gone
 
     def warn(self, look: Look) -> None:
@@ -218,8 +218,8 @@ class Shelf:
 
     def _remove(self, step: int, here: Collection[int]) -> bool:
         """Whether a committed checkpoint is gone."""
-        was_committed = (self._folder / step_name(step) / MANIFEST).exists()
-        if not remove(self._folder / step_name(step)):
+        was_committed = MANIFEST in self._storage.names(step)
+        if not self._storage.remove(step):
             return False
         self._settled.pop(step, None)
         if not was_committed:
@@ -229,38 +229,33 @@ class Shelf:
         return was_committed
 
     def _tidy(self, step: int) -> None:
-        checkpoint = self._folder / step_name(step)
-        if not checkpoint.is_dir() or is_uploading(checkpoint):
+        try:
+            names = self._storage.names(step)
+        except FileNotFoundError:
             return
-        for stray in _strays(checkpoint):
-            stray.unlink(missing_ok=True)
+        if is_uploading(names):
+            return
+        if strays := _strays(self._storage, step, names):
+            self._storage.discard(step, strays)
         self._tidied.add(step)
 
 
-def _sizes(checkpoint: Path, hosts: Collection[str]) -> tuple[bool, bool]:
+def _sizes(storage: Storage, step: int, hosts: Collection[str]) -> tuple[bool, bool]:
     """Whether all files of a checkpoint are here, and all that these hosts wrote."""
     try:
-        manifest, _ = read_manifest(Folder(checkpoint))
+        manifest, _ = read_manifest(storage.checkpoint(step))
     except (FileNotFoundError, ManifestError):
         return False, False
-    lacking = [name for name in manifest.files if not _fits(checkpoint / name, manifest, name)]
+    here = storage.listing(step)
+    lacking = [name for name, entry in manifest.files.items() if name not in here or here[name].size != entry.size]
     return not lacking, not any(name == METADATA or manifest.files[name].host in hosts for name in lacking)
 
 
-def _fits(path: Path, manifest: Manifest, name: str) -> bool:
-    try:
-        return path.lstat().st_size == manifest.files[name].size
-    except FileNotFoundError:
-        return False
-
-
-def _strays(checkpoint: Path) -> Iterator[Path]:
+def _strays(storage: Storage, step: int, names: Collection[str]) -> list[str]:
     """Files of another attempt at the same step, which the manifest does not name."""
     try:
-        manifest, _ = read_manifest(Folder(checkpoint))
+        manifest, _ = read_manifest(storage.checkpoint(step))
     except (FileNotFoundError, ManifestError):
-        return
-    for entry in checkpoint.iterdir():
-        name = entry.name.removesuffix(UPLOADED).removesuffix(UPLOADING).removesuffix(IGNORE)
-        if is_data_name(name) and name not in manifest.files and name != MANIFEST:
-            yield entry
+        return []
+    files = {name: name.removesuffix(UPLOADED).removesuffix(UPLOADING).removesuffix(IGNORE) for name in names}
+    return [name for name, file in files.items() if is_data_name(file) and file not in manifest.files]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, cast
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.planner import WriteItem
 
-from moorage.checkpoint.durable import FileFacts, sync_folder, writing
+from moorage.checkpoint.durable import FileFacts
 from moorage.checkpoint.plan import source
+from moorage.checkpoint.storage import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +56,14 @@ class Staging:
             self._copied = torch.cuda.Event()
             self._copied.record()
 
-    def write(self, path: Path, host: str) -> Shard:
-        """Write the copies into one file, each by torch.save, and return when they are on the disk. Raises OSError."""
+    def write(self, file: Writer, name: str, host: str) -> Shard:
+        """Write the copies into one file, each by torch.save. Raises as Writer does."""
         if self._copied is not None:
             self._copied.synchronize()
         places = []
-        with writing(path) as file:
-            for copy in self._copies:
-                start = file.position
-                torch.save(copy, cast(IO[bytes], file))
-                file.check()
-                places.append((start, file.position - start))
-            facts = file.finish()
-        sync_folder(path.parent)
-        return Shard(name=path.name, host=host, facts=facts, places=tuple(places))
+        for copy in self._copies:
+            start = file.position
+            torch.save(copy, cast(IO[bytes], file))
+            file.check()
+            places.append((start, file.position - start))
+        return Shard(name=name, host=host, facts=file.finish(), places=tuple(places))

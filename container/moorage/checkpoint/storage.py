@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from moorage.checkpoint import layout
@@ -48,14 +49,13 @@ class Storage(Place, Protocol):
     """
 
     @property
-    def shared(self) -> bool:
-        """Every host sees the same. Otherwise who shares it with whom has to be found out."""
+    def path(self) -> Path | None:
+        """The folder; hosts may share it or each have their own. None where all see the same anyway."""
 
     def prepare(self) -> None:
-        """See that it can be written to. By the first rank of each host, or of the job where it is shared."""
-
-    def make(self, step: int) -> None:
-        """Let there be room for the files of a step, which may be there already."""
+        """See that it can be written to, and remove what earlier starts left half done. By one rank of those who share
+        it, before all else.
+        """
 
     def writing(self, step: int, name: str) -> AbstractContextManager[Writer]:
         """Write a file; it has its name and lasts when the `with` ends, and is not there when that fails."""
@@ -92,19 +92,13 @@ class Storage(Place, Protocol):
 class Disk(Folders):
     """A folder of this host, which others may share."""
 
-    @property
-    def shared(self) -> bool:
-        return False
-
     def prepare(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-
-    def make(self, step: int) -> None:
-        (self.path / step_name(step)).mkdir(exist_ok=True)
 
     @contextmanager
     def writing(self, step: int, name: str) -> Iterator[Writer]:
         path = self.path / step_name(step) / name
+        path.parent.mkdir(exist_ok=True)
         with writing(path) as writer:
             yield writer
         sync_folder(path.parent)

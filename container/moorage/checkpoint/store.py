@@ -11,6 +11,7 @@ from pathlib import Path
 from moorage.checkpoint.durable import describe
 from moorage.checkpoint.group import Group
 from moorage.checkpoint.layout import IGNORE
+from moorage.checkpoint.storage import Storage
 from moorage.errors import CheckpointError
 
 _PROBE = re.compile(r"probe-[0-9a-f]{16}" + re.escape(IGNORE))
@@ -18,13 +19,13 @@ _PROBE = re.compile(r"probe-[0-9a-f]{16}" + re.escape(IGNORE))
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """The checkpoint folder as this rank sees it.
+    """What keeps the checkpoints, as this rank sees it.
 
     hosts: by rank, the name of its host. leaders: by rank, the first of the ranks that see the same folder as it does:
     a host has one leader, and hosts that share a disk have one among them. The leader writes what is there once.
     """
 
-    folder: Path
+    storage: Storage
     rank: int
     hosts: tuple[str, ...]
     leaders: tuple[int, ...]
@@ -51,11 +52,24 @@ class Store:
         return self.hosts[rank]
 
 
-def find_store(folder: Path, group: Group, *, host: str, local_rank: int) -> Store:
-    """Make the folder and see who else is there. Collective.
+def find_store(storage: Storage, group: Group, *, host: str, local_rank: int) -> Store:
+    """See that it can be written, and who else writes there. Collective. Raises CheckpointError when it cannot."""
+    if storage.path is not None:
+        hosts, leaders = _who_shares(storage.path, group, host, local_rank)
+    else:
+        group.each(f"{storage} cannot be used", storage.prepare if group.rank == 0 else _nothing)
+        hosts, leaders = tuple(group.gather(host)), (0,) * group.world_size
+    return Store(storage=storage, rank=group.rank, hosts=hosts, leaders=leaders)
+
+
+def _nothing() -> None:
+    """The first rank does it for all."""
+
+
+def _who_shares(folder: Path, group: Group, host: str, local_rank: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """By rank: the hosts, and the leaders.
 
     The first rank of each host leaves a file with a name of its own, and all look which of them they see.
-    Raises CheckpointError when the folder cannot be written.
     """
     mine = f"probe-{secrets.token_hex(8)}{IGNORE}"
 
@@ -82,8 +96,7 @@ def find_store(folder: Path, group: Group, *, host: str, local_rank: int) -> Sto
             if _PROBE.fullmatch(entry.name) and (entry.name == mine or entry.name not in dict(left)):
                 entry.unlink(missing_ok=True)
     # The same first probe seen means the same folder; the first of those ranks leads.
-    leaders = tuple(seen.index(first) for first in seen)
-    return Store(folder=folder, rank=group.rank, hosts=tuple(host for _, host in left), leaders=leaders)
+    return tuple(host for _, host in left), tuple(seen.index(first) for first in seen)
 
 
 def _seen(folder: Path, names: Sequence[str]) -> int:

@@ -7,13 +7,14 @@ go on sending zeros, or throwing away. The hash at the end tells.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import AbstractContextManager
 
 import torch
 
-from moorage.checkpoint.durable import CHUNK, FileFacts, describe, sync_folder, writing
+from moorage.checkpoint.durable import CHUNK, FileFacts, describe
 from moorage.checkpoint.group import Group
 from moorage.checkpoint.source import Source
+from moorage.checkpoint.storage import Writer
 
 
 def send_file(source: Source, name: str, facts: FileFacts, targets: Sequence[int], group: Group) -> str:
@@ -42,23 +43,23 @@ def send_file(source: Source, name: str, facts: FileFacts, targets: Sequence[int
     return reason
 
 
-def receive_file(path: Path, facts: FileFacts, source: int, group: Group) -> str:
-    """Write `path`, whole and verified, or nothing. Empty, or why what came is not the file.
+def receive_file(
+    writing: AbstractContextManager[Writer], name: str, facts: FileFacts, source: int, group: Group
+) -> str:
+    """Write a file, whole and verified, or nothing. Empty, or why what came is not the file.
 
     Raises OSError when it cannot be written here, once everything has come.
     """
     pieces = _Pieces(group, source, facts.size)
     try:
-        path.parent.mkdir(exist_ok=True)
-        with writing(path) as file:
+        with writing as file:
             for piece in pieces:
                 file.write(piece)
             found = file.finish()
             if (found.size, found.xxh3_128) != (facts.size, facts.xxh3_128):
                 raise _Changed
-        sync_folder(path.parent)
     except _Changed:
-        return f"{path.name}: changed while it was fetched"
+        return f"{name}: changed while it was fetched"
     finally:
         pieces.drain()
     return ""

@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from moorage.checkpoint.layout import MANIFEST, UPLOADED, UPLOADING, is_data_name
+from moorage.checkpoint.storage import Seen
 
 Listing = Mapping[str, float]
 """The names in a checkpoint's folder, each with the time of its last change in seconds since 1970."""
 
 
-def listing(checkpoint: Path) -> dict[str, float]:
-    """Raises OSError."""
-    found = {}
-    for entry in checkpoint.iterdir():
-        try:
-            found[entry.name] = entry.lstat().st_mtime
-        except FileNotFoundError:
-            continue  # the agent replaces its marks while we look
-    return found
+def times(listing: Mapping[str, Seen]) -> Listing:
+    """What the marks are told by."""
+    return {name: seen.changed for name, seen in listing.items()}
 
 
 def has_marks(names: Iterable[str]) -> bool:

@@ -37,7 +37,7 @@ class Checkpoint:
 class S3:
     """The checkpoints under the address of a bucket. Every rank has its own, and all see the same."""
 
-    shared = True
+    path = None
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
@@ -64,9 +64,6 @@ class S3:
 
     def checkpoint(self, step: int) -> Checkpoint:
         return Checkpoint(self._bucket, step_name(step))
-
-    def make(self, step: int) -> None:
-        """A folder is there with its first file."""
 
     def writing(self, step: int, name: str) -> AbstractContextManager[Upload]:
         return uploading(self._bucket, f"{step_name(step)}/{name}")
