@@ -46,7 +46,7 @@ def test_a_change_of_our_code_changes_our_layer_only(tmp_path: Path, builds: Bui
         shutil.copy(given, certificates)
         env["PIP_CERT"] = str(certificates)
     before = builds.makes(tree, **env)
-    with (tree / "container" / "moorage" / "cli.py").open("a") as file:
+    with (tree / "container" / "moorage" / "cli" / "app.py").open("a") as file:
         file.write("# one more line\n")
     after = builds.makes(tree, **env)
     print(f"rebuilt after a change of our code in {after.seconds:.1f} s")

@@ -37,6 +37,7 @@ def test_the_toolkit_keeps_its_arrows() -> None:
         ("training/run.py", "import torch\nfrom moorage.checkpoint import save\nfrom moorage.contract import config"),
         ("contract/fingerprint.py", "import xxhash"),
         ("cli.py", "from moorage.contract import settings"),
+        ("cli/app.py", "import typer\nfrom moorage.cli import terminal"),
         ("cli.py", "def metrics():\n    from moorage.training import metrics"),
         (
             "__init__.py",
@@ -61,6 +62,8 @@ def test_allowed(tmp_path: Path, file: str, source: str) -> None:
         ("checkpoint/a.py", "from moorage.training import run", "checkpoint imports moorage.training"),
         ("serving/a.py", "from moorage.cluster import host", "serving may use contract, errors"),
         ("cli.py", "from moorage.training import metrics", "import it in a function"),
+        ("cli/app.py", "import rich", "do it in the function"),
+        ("launch/a.py", "import typer", "slows PID 1"),
         ("__init__.py", "import torch", "do it in the function"),
         ("extra/a.py", "", "extra is not a part"),
     ],

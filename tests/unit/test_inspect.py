@@ -155,9 +155,9 @@ def test_nothing_to_go_on_from(tmp_path: Path) -> None:
 
 
 def test_wrong_usage_is_told_from_an_answer(tmp_path: Path) -> None:
-    for arguments in ((), (tmp_path, "--no-such"), (tmp_path / "nowhere",)):
+    for arguments, code in (((), 2), ((tmp_path, "--no-such"), 2), ((tmp_path / "nowhere",), 78)):
         done = moorage(*arguments)
-        assert done.returncode == 78, done
+        assert done.returncode == code, done
         assert done.stderr and not done.stdout
     assert "is not a folder of checkpoints" in done.stderr
 

@@ -1,0 +1,5 @@
+import sys
+
+from moorage.cli.app import main
+
+sys.exit(main())

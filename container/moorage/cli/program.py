@@ -1,0 +1,80 @@
+"""`moorage metrics`, `moorage settings`: what a program logs, and what it can be told."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moorage.cli.terminal import Json, result
+from moorage.errors import ProgramError
+
+PANEL = "Program"
+
+
+def add(app: typer.Typer) -> None:
+    app.command(
+        rich_help_panel=PANEL,
+        epilog="[bold]Examples[/bold]\n\n$ moorage metrics train.py\n\n$ moorage metrics train.py --name gpu_hours --json",
+    )(metrics)
+    app.command(
+        rich_help_panel=PANEL, epilog="[bold]Examples[/bold]\n\n$ moorage settings\n\n$ moorage settings --json"
+    )(settings)
+
+
+def metrics(
+    programs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PROGRAM]...", help="Python files of the program.")
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option("--name", metavar="NAME", help="One more metric, as it stands in the line.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the MetricDefinitions that match a program's metric line.
+
+    For CreateTrainingJob (--json). The names are read from the calls of run.step(...) and run.report(...) in the
+    source; what is computed at run time is named by --name.
+    """
+    from moorage.contract.metrics import metric_definitions, metric_names
+
+    names = set(name or ()).union(*(metric_names(path) for path in programs or ()))
+    if not names:
+        raise ProgramError(
+            "no metrics found",
+            why="metrics are the keywords of run.step(...) and run.report(...)",
+            fix="name a program that calls them, or give --name",
+        )
+    definitions = metric_definitions(names)
+    lines = [f"{definition['Name']}\t{definition['Regex']}" for definition in definitions]
+    result(definitions if as_json else lines, as_json=as_json)
+
+
+def settings(as_json: Json = False) -> None:
+    """List Moorage's settings, with what each means and its default."""
+    from moorage.contract.settings import ENV_PREFIX, HYPERPARAMETER_PREFIX, Settings
+
+    fields = [
+        {
+            "name": field.name,
+            "environment": ENV_PREFIX + field.name.upper(),
+            "hyperparameter": HYPERPARAMETER_PREFIX + field.name,
+            "default": field.default,
+            "choices": list(field.metadata["choices"]),
+            "meaning": field.metadata["doc"],
+        }
+        for field in dataclasses.fields(Settings)
+    ]
+    if as_json:
+        result(fields, as_json=True)
+        return
+    lines = [
+        "Each is set by the environment variable MOORAGE_<NAME>, or by the hyperparameter moorage_<name>, which wins.",
+        "",
+    ]
+    for field in fields:
+        choices = f" One of {', '.join(field['choices'])}." if field["choices"] else ""
+        lines.append(f"  {field['name']:<26} {field['default']!r:<8} {field['meaning']}{choices}")
+    result(lines)
