@@ -97,6 +97,8 @@ class Checkpointer:
         )  # fmt: skip
         # Files of two attempts at the same step never have the same name.
         self._shard_name = f"{self._group.share(secrets.token_hex(4))}-{rank:05d}.distcp"
+        self._newest: int | None = None
+        """Step of the newest checkpoint, None until they were looked at."""
         self._planned_for: tuple[Hashable, Plan, Staging] | None = None
         self._thread: threading.Thread | None = None
         self._saving: int | None = None
@@ -114,6 +116,7 @@ class Checkpointer:
         """
         self._join()
         manifest = Resume(self._store, self._group, self._log).newest()
+        self._newest = manifest.step if manifest else -1
         self._shelf.went_on_from(manifest.step if manifest else -1)
         return manifest
 
@@ -256,6 +259,7 @@ class Checkpointer:
         try:
             error = commit.run()
             if not error:
+                self._newest = None if self._newest is None else save.info.step
                 self._after_commit(save.info.step)
         except USUAL as failure:
             error = f"{type(failure).__name__}: {failure}"
@@ -310,6 +314,9 @@ class Checkpointer:
                 self._mark(step)
 
     def _is_committed(self, step: int) -> bool:
+        """Seldom asked of the storage, where the answer may take a while."""
+        if self._newest is not None and step >= self._newest:
+            return step == self._newest
         return exists(self._storage.checkpoint(step), MANIFEST)
 
     def _mark(self, step: int) -> None:

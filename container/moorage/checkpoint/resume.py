@@ -25,6 +25,7 @@ class Resume:
     def __init__(self, store: Store, group: Group, log: logging.Logger) -> None:
         self._store, self._group, self._log = store, group, log
         self._place = store.storage
+        self._unread = f"{self._place} cannot be read"
         self._held: dict[int, dict[int, Held]] = {}
 
     def newest(self) -> Manifest | None:
@@ -71,7 +72,7 @@ class Resume:
 
     def _everything_held(self) -> dict[int, dict[int, Held]]:
         look_here = (lambda: look(self._place)) if self._store.is_leader else dict
-        found: list[dict[int, Held]] = self._group.each(f"{self._place} cannot be read", look_here)
+        found: list[dict[int, Held]] = self._group.each(self._unread, look_here)
         return {leader: found[leader] for leader in self._store.all_leaders}
 
     def _try(self, version: Version) -> tuple[Manifest | None, str]:
@@ -83,7 +84,7 @@ class Resume:
         if plan.missing:
             return None, _listed(plan.missing)
         reason = self._complete(manifest, data, plan) or self._by_host(
-            self._group.gather(self._unreadable_metadata(manifest))
+            self._group.each(self._unread, lambda: self._unreadable_metadata(manifest))
         )
         return (None, reason) if reason else (manifest, "")
 
@@ -98,13 +99,17 @@ class Resume:
 
     def _manifest_of(self, version: Version) -> tuple[bytes, Manifest | None, str]:
         source = version.holders[0]
-        data, reason = b"", ""
+        data, reason, failure = b"", "", ""
         if self._group.rank == source:
             try:
                 data = read_bytes(self._place.checkpoint(version.step), MANIFEST, limit=LARGEST)
             except OSError as error:
                 reason = describe(error)
-        data, reason = self._group.share((data, reason), source)
+            except MoorageError as error:
+                failure = str(error)
+        data, reason, failure = self._group.share((data, reason, failure), source)
+        if failure:
+            raise CheckpointError(self._unread, why=failure)
         try:
             return data, None if reason else Manifest.from_bytes(data), reason
         except ManifestError as error:
@@ -113,12 +118,12 @@ class Resume:
     def _problems(self, manifest: Manifest) -> dict[int, dict[str, str]]:
         """By leader, the files of its store that are not whole, with why. The ranks of a store share the hashing."""
         mates, hosts = self._store.mates, self._store.hosts
-        found = verify(
+        found = self._group.each(self._unread, lambda: verify(
             self._place.checkpoint(manifest.step), manifest.files, place=mates.index(self._group.rank),
             mates=len(mates), threads=num_threads(hosts.count(hosts[self._group.rank])),
-        )  # fmt: skip
+        ))  # fmt: skip
         merged: dict[int, dict[str, str]] = {leader: {} for leader in self._store.all_leaders}
-        for rank, part in enumerate(self._group.gather(found)):
+        for rank, part in enumerate(found):
             merged[self._store.leaders[rank]] |= part
         return merged
 
@@ -166,9 +171,10 @@ class Resume:
         return ""
 
     def _write_manifest(self, manifest: Manifest, data: bytes) -> None:
-        if any(found[manifest.step].best for found in self._held.values() if manifest.step in found):
+        here = self._held[self._group.rank].get(manifest.step, Held())
+        if not here.best and any(found[manifest.step].best for found in self._held.values() if manifest.step in found):
             mark_best(self._place, manifest.step)
-        if self._held[self._group.rank].get(manifest.step, Held()).manifest != digest(data):
+        if here.manifest != digest(data):
             write_bytes(self._place, manifest.step, MANIFEST, data)
 
     def _by_host(self, reasons: list[str]) -> str:
