@@ -37,6 +37,7 @@ class Failure:
     consequence: it looks like the effect of another rank's end, such as a connection closed by a peer.
     step: optimizer steps the rank had done, None where nobody knows.
     note: why there is no other attempt, where that is not plain.
+    hung: nothing ended; the job made no step any more, and the rank, if one is named, is where to look.
     """
 
     host: str
@@ -50,6 +51,7 @@ class Failure:
     consequence: bool = False
     step: int | None = None
     note: str = ""
+    hung: bool = False
 
     @classmethod
     def from_error(cls, error: MoorageError, host: str, *, time: float = 0.0) -> Failure:
@@ -82,6 +84,8 @@ class Failure:
 
     @property
     def how(self) -> str:
+        if self.hung:
+            return "hangs"
         if self.rank is None:
             return ""
         return f"was killed by {signal_name(self.signal)}" if self.signal else f"failed with exit code {self.code}"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from moorage.contract.s3 import Address
 from moorage.contract.values import convert
 from moorage.errors import ConfigError
 
@@ -72,6 +73,23 @@ class Settings:
     control_port: int = setting(
         7070, "TCP port on the first host where the supervisors agree.", check=lambda port: 0 < port < 65536
     )
+    hang_minutes: str = setting(
+        "auto",
+        "Minutes without a step after which the job hangs; 0 never looks. auto is 5, or 10 usual steps, or 3 times the "
+        "longest step so far. Start, evaluation, saves and finish have 6 times as long.",
+        check=lambda text: text == "auto" or _not_negative(_number(text)),
+    )
+    on_hang: str = setting(
+        "restart",
+        "What follows when the job hangs: a restart of all ranks, the end of the job, or a warning.",
+        choices=("restart", "fail", "warn"),
+    )
+    straggler_seconds: float = setting(
+        30.0,
+        "Seconds over which ranks are compared; a host that is slower than the others three times in a row is named. 0 "
+        "compares nothing.",
+        check=_not_negative,
+    )
     # training
     strategy: str = setting(
         "auto", "How the model is spread over the ranks.", choices=("auto", "single", "ddp", "fsdp", "hsdp")
@@ -110,6 +128,17 @@ class Settings:
         "Steps; the first checkpoint at or after each multiple is kept for good. 0 keeps none so.",
         check=_not_negative,
     )
+    checkpoint_s3: str = setting(
+        "",
+        "Where in S3 checkpoints are written to directly, with no copy on a disk: s3://BUCKET/PREFIX, which no other "
+        "job writes to. Empty: the checkpoint folder.",
+        check=lambda text: not text or Address.parse(text) is not None,
+    )
+    checkpoint_s3_owner: str = setting(
+        "",
+        "Account, 12 digits, that the bucket of checkpoint_s3 must belong to; empty for any.",
+        check=lambda text: bool(re.fullmatch(r"([0-9]{12})?", text)),
+    )
     upload_agent: str = setting(
         "auto",
         "Whether the platform uploads the checkpoint folder, so that old checkpoints go only once newer ones are in "
@@ -147,6 +176,11 @@ class Settings:
         if self.checkpoint_minutes != "auto":
             return 60 * _number(self.checkpoint_minutes)
         return 0.0 if self.checkpoint_steps else None
+
+    @property
+    def hang_seconds(self) -> float | None:
+        """Without a step, until the job hangs; 0 is never, None to choose."""
+        return None if self.hang_minutes == "auto" else 60 * _number(self.hang_minutes)
 
     @classmethod
     def read(

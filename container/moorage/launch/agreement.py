@@ -11,21 +11,22 @@
 | LEAVING | | every host got the same `leave`: exit code and root cause |
 
 From a host: ready, failed, down, stop. To a host: start, stop, end, failed (the attempt, for the ledger), leave.
+While ranks run there is the watch over them beside it, with messages of its own (watch.py).
 """
 
 from __future__ import annotations
 
 import enum
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from moorage.contract.failure import Failure
 from moorage.contract.settings import Settings
-from moorage.errors import STOPPED, ClusterError
-from moorage.launch import restart
+from moorage.errors import STOPPED
+from moorage.launch.absence import different_code, lost_host, never_came, not_down
+from moorage.launch.restart import Restarts, Streak
+from moorage.launch.watch import Watch
 from moorage.launch.wire import Message
 
 WINDOW = 2.0
@@ -83,15 +84,14 @@ class Agreement:
     pick_port: Callable[[], int]
     started: float
     launch: int = 1
-    streak: restart.Streak = field(default_factory=restart.Streak)
+    streak: Streak = field(default_factory=Streak)
     state: State = State.JOINING
     attempt: int = 0
     verdict: Message | None = None
     _known: dict[str, _Host] = field(init=False)
+    _watch: Watch = field(init=False)
+    _restarts: Restarts = field(init=False)
     _failures: list[Failure] = field(default_factory=list)
-    _saved: bool = False
-    _done: int = 0
-    """Steps done when this attempt ended."""
     _stopping: bool = False
     _deadline: float | None = None
     _missing: bool = False
@@ -99,6 +99,8 @@ class Agreement:
     def __post_init__(self) -> None:
         self._known = {host: _Host() for host in self.hosts}
         self._deadline = self.started + self.settings.join_timeout
+        self._watch = Watch(self.settings)
+        self._restarts = Restarts(self.settings, self.streak)
 
     # What happens
 
@@ -127,8 +129,10 @@ class Agreement:
             return self._failed(failure, now) if message["attempt"] in (self.attempt, None) else []
         if kind == "down" and message["attempt"] == self.attempt:
             known.codes = [int(code) for code in message["codes"]]
-            self._count_progress(message)
+            self._restarts.came_to(message.get("step"), saved=bool(message.get("saved")))
             return self._down(now)
+        if kind in ("pulse", "looked") and message["attempt"] == self.attempt and self.state is State.RUNNING:
+            return self._watched(self._watch.heard(host, message, now), now)
         return []
 
     def disconnected(self, host: str, why: str, now: float) -> list[Send]:
@@ -158,21 +162,26 @@ class Agreement:
         for host, known in self._known.items():
             if known.rejoin_by is not None and now >= known.rejoin_by and not known.lost:
                 return self.lost(host, f"it left before the start and did not come back in {REJOIN:.0f} s", now)
+        if self.state is State.RUNNING and (sends := self._watched(self._watch.tick(now), now)):
+            return sends
         if self._deadline is None or now < self._deadline:
             return []
         self._deadline = None
         if self.state is State.JOINING:
-            return self._leave_with(self._root() if self._failures else self._never_came())
+            absent = never_came(self.absent(), self.hosts, self.settings.join_timeout)
+            return self._leave_with(self._root() if self._failures else absent)
         if self.state is State.RUNNING:
             return self._end(now)
         if self.state in (State.ENDING, State.STOPPING):
-            return self._leave_with(self._root() if self._failures else self._not_down())
+            stuck = [host for host, known in self._known.items() if known.codes is None]
+            return self._leave_with(self._root() if self._failures else not_down(stuck, self.hosts[0]))
         return []
 
     @property
     def wake_at(self) -> float | None:
         times = [known.rejoin_by for known in self._known.values() if known.rejoin_by is not None and not known.lost]
-        return min([*times, *([] if self._deadline is None else [self._deadline])], default=None)
+        watch = self._watch.wake_at if self.state is State.RUNNING else None
+        return min([*times, *(at for at in (self._deadline, watch) if at is not None)], default=None)
 
     # What follows
 
@@ -182,12 +191,15 @@ class Agreement:
         first = self.hosts[0]
         for host, known in self._known.items():
             if known.fingerprint != self._known[first].fingerprint:
-                return self._leave_with(_different_code(first, host, self._known[first], known))
+                ours = self._known[first].fingerprint
+                return self._leave_with(different_code(first, ours, host, known.fingerprint))
         return self._start()
 
     def _start(self) -> list[Send]:
         self.state, self._deadline = State.RUNNING, None
-        self._failures, self._saved, self._done = [], False, 0
+        self._failures = []
+        self._watch.restart()
+        self._restarts.begin()
         for known in self._known.values():
             known.codes = None
         ranks = {host: known.ranks for host, known in self._known.items()}
@@ -209,6 +221,14 @@ class Agreement:
             return self._end(now)
         return self._down(now)
 
+    def _watched(self, found: list[Message], now: float) -> list[Send]:
+        sends: list[Send] = []
+        for message in found:
+            sends += self._all(message)
+            if message["type"] == "hung" and message["action"] in ("restart", "fail"):
+                sends += self._failed(Failure.from_json(message["failure"]), now)
+        return sends
+
     def _end(self, now: float) -> list[Send]:
         self.state, self._deadline = State.ENDING, now + END_LIMIT
         return self._all({"type": "end", "attempt": self.attempt}) + self._down(now)
@@ -226,34 +246,18 @@ class Agreement:
         cause = self._root()
         if lost := [host for host, known in self._known.items() if known.lost]:
             return self._leave_with(cause, f"no restart: {', '.join(lost)} is lost")
-        repeat = self._repeat(cause)
-        record = self._all({"type": "failed", "attempt": self.attempt, "step": repeat.done}) if repeat else []
-        decision = restart.decide(
-            cause,
-            made=self.attempt,
-            most=self.settings.max_restarts,
-            progressed=self._saved or self._done > 0,
-            again=repeat,
-        )
+        decision = self._restarts.after(cause, made=self.attempt)
+        told = {"type": "failed", "attempt": self.attempt, "step": decision.step}
+        record = self._all(told) if decision.step is not None else []
         if not decision.again:
-            if repeat is not None and repeat.times >= restart.SAME_STEP:
-                cause = replace(cause, note=f"There is no other attempt: {decision.why}.")
-            return record + self._leave_with(cause, f"no restart: {decision.why}")
+            return record + self._leave_with(replace(cause, note=decision.note), f"no restart: {decision.why}")
         if self._stopping:
             return record + self._leave(STOPPED, None, "stopped before the next attempt")
-        logger.warning("%s", cause.headline)
+        if not cause.hung:  # it is said already
+            logger.warning("%s", cause.headline)
         logger.warning("restarting all ranks: %s", decision.why)
         self.attempt += 1
         return record + self._start()
-
-    def _repeat(self, cause: Failure) -> restart.Repeat | None:
-        if cause.rank is None:
-            return None
-        if self._saved:  # a program without a Run, whose steps nobody knows, came somewhere
-            self.streak.forget()
-            return None
-        self.streak.came_to(self._done)
-        return self.streak.fail(self._done if cause.step is None else cause.step)
 
     def _stop_asked(self, host: str, now: float) -> list[Send]:
         if self._stopping:
@@ -303,43 +307,3 @@ class Agreement:
 
     def _root(self) -> Failure:
         return min(self._failures, key=lambda failure: (failure.consequence, failure.time))
-
-    def _count_progress(self, message: Message) -> None:
-        step: Any = message.get("step")
-        if step is None:
-            self._saved |= bool(message.get("saved"))
-        else:
-            self._done = max(self._done, int(step))
-
-    def _never_came(self) -> Failure:
-        missing = ", ".join(self.absent())
-        error = ClusterError(
-            f"{missing} did not join within {self.settings.join_timeout:.0f} s",
-            why=f"{len(self.absent())} of {len(self.hosts)} hosts never reached {self.hosts[0]}",
-            fix=f"look at the logs of {missing}, where current_host in resourceconfig.json must be that name; "
-            "the time to wait is the setting join_timeout, the port control_port",
-        )
-        return Failure.from_error(error, self.hosts[0], time=time.time())
-
-    def _not_down(self) -> Failure:
-        stuck = ", ".join(host for host, known in self._known.items() if known.codes is None)
-        error = ClusterError(f"ranks of {stuck} did not end", why="they were sent SIGKILL, and are stuck in the kernel")
-        return Failure.from_error(error, self.hosts[0], time=time.time())
-
-
-def lost_host(host: str, why: str) -> Failure:
-    error = ClusterError(
-        f"lost the host {host}: {why}",
-        why="its container ended, or the network to it is cut",
-        fix=f"look at the log of {host}; training goes on from the last checkpoint when the job is started again",
-    )
-    return Failure.from_error(error, host, time=time.time())
-
-
-def _different_code(first: str, other: str, ours: _Host, theirs: _Host) -> Failure:
-    error = ClusterError(
-        f"{first} and {other} have different code",
-        why=f"the fingerprints are {ours.fingerprint} on {first} and {theirs.fingerprint} on {other}",
-        fix="give every host the same program, arguments and version of moorage",
-    )
-    return Failure.from_error(error, other, time=time.time())

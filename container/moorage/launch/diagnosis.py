@@ -135,12 +135,12 @@ def _frames(stack: Sequence[str]) -> tuple[str, ...]:
         if not (match := _FRAME.match(line)):
             continue
         code = stack[index + 1].strip() if index + 1 < len(stack) and not _FRAME.match(stack[index + 1]) else ""
-        place = f"{_short(match['file'])}:{match['line']}" + (f" in {match['name']}" if match["name"] else "")
+        place = f"{short(match['file'])}:{match['line']}" + (f" in {match['name']}" if match["name"] else "")
         frames.append(f"{place}: {code}" if code and set(code) - set("^~ ") else place)
     return tuple(frames[-_FRAMES:])
 
 
-def _short(file: str) -> str:
+def short(file: str) -> str:
     """The last three parts of a path: enough to find it, and room for more frames."""
     return "/".join(Path(file).parts[-3:])
 

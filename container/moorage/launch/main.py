@@ -108,7 +108,7 @@ def _run(loop: Loop, config: JobConfig, argv: Sequence[str], env: Mapping[str, s
             supervisor.refuse(error)
         else:
             _describe(cluster)
-            supervisor.cluster = cluster
+            supervisor.take_part(cluster)
         verdict = supervisor.run()
         account(config)
         return _report(verdict, config.paths, job_secrets(env, config.raw["hyperparameters"]))

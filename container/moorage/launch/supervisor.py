@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import moorage
 from moorage.cluster import Cluster
 from moorage.contract.config import JobConfig
 from moorage.contract.failure import Failure, job_secrets, remove_stale
@@ -22,10 +21,11 @@ from moorage.errors import STOPPED, MoorageError, StopTimeout
 from moorage.launch.agreement import LEAVE_MARGIN, TERMINATED
 from moorage.launch.attempt import Attempt
 from moorage.launch.control import LAST_WORDS, Link
+from moorage.launch.entry import Entry
 from moorage.launch.logs import LogPump
+from moorage.launch.lookout import KINDS, Lookout
 from moorage.launch.loop import Loop
-from moorage.launch.plan import LaunchPlan, plan_launch
-from moorage.launch.preparation import Preparation, Prepared
+from moorage.launch.preparation import Preparation
 from moorage.launch.ranks import kill_children, reap
 from moorage.launch.restart import folder_state
 from moorage.launch.wire import Message
@@ -58,12 +58,11 @@ class Supervisor:
     ) -> None:
         self._loop, self._pump, self._link = loop, pump, link
         self._config, self._env, self._run_folder = config, env, run_folder
-        self.cluster: Cluster | None = None
         self._secrets = job_secrets(env, config.raw["hyperparameters"])
         self._preparation = preparation
-        self._prepared: Prepared | None = None
-        self._unprepared: Failure | None = None
+        self._entry = Entry(link=link, preparation=preparation, secrets=self._secrets)
         self._attempt: Attempt | None = None
+        self._lookout: Lookout | None = None
         self._number = self._launch = 0
         self._saved_state = ""
         self._stop_at: float | None = None
@@ -72,16 +71,19 @@ class Supervisor:
         self._own: Failure | None = None
         self._ledger = Ledger.none()
 
+    def take_part(self, cluster: Cluster) -> None:
+        """cluster: what this host found it is part of."""
+        self._entry.cluster = cluster
+
     def refuse(self, error: MoorageError) -> None:
         """This host cannot take part: the others shall hear why."""
         self._preparation.kill()
-        self._not_ready(Failure.from_error(error, self._config.current_host, time=time.time()))
+        self._entry.refuse(Failure.from_error(error, self._config.current_host, time=time.time()))
 
     def run(self) -> Verdict:
         """Until the job is over on all hosts; no rank of this host is left then."""
         self._link.on_message, self._link.on_lost = self._heard, self._unreachable
-        self._link.on_connected = self._introduce
-        self._preparation.on_done, self._preparation.on_failed = self._ready, self._not_ready
+        self._link.on_connected = self._entry.introduce
         self._preparation.attach(self._loop, self._pump)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(number, lambda number=number: self._signalled(number))  # type: ignore[misc]
@@ -96,28 +98,6 @@ class Supervisor:
         finally:
             self._end_everything()
         return self._verdict
-
-    # Before the start
-
-    def _ready(self, prepared: Prepared) -> None:
-        self._prepared = prepared
-        logger.info("program: %s", prepared.program.description)
-        self._introduce()
-
-    def _not_ready(self, failure: Failure) -> None:
-        self._unprepared = failure.redacted(self._secrets)
-        self._introduce()
-
-    def _introduce(self) -> None:
-        """Say where this host stands; again on every connection before the start."""
-        if self._unprepared is not None:
-            self._link.send({"type": "failed", "attempt": None, "failure": self._unprepared.to_json()})
-        elif self._stop_at is not None:
-            self._link.send({"type": "stop"})
-        elif self._prepared is not None and self.cluster is not None:
-            # A host with another version of us would not plan alike.
-            fingerprint = f"{self._prepared.program.fingerprint} (moorage {moorage.__version__})"
-            self._link.send({"type": "ready", "fingerprint": fingerprint, "ranks": self.cluster.ranks_per_host})
 
     # What the hosts agreed on
 
@@ -136,6 +116,8 @@ class Supervisor:
                 self._stop()
         elif kind == "end" and self._attempt is not None:
             self._attempt.kill()
+        elif kind in KINDS and self._lookout is not None:
+            self._lookout.heard(message)
         elif kind == "leave":
             told = message["failure"]
             failure = Failure.from_json(told) if told else None
@@ -147,7 +129,9 @@ class Supervisor:
             self._link.send({"type": "down", "attempt": number, "codes": [STOPPED], "step": None, "saved": False})
             return
         self._own = None
-        plan = self._plan(number, port, ranks)
+        plan = self._entry.plan(
+            self._config, env=self._env, ranks=ranks, attempt=number, port=port, run_folder=self._run_folder
+        )
         logger.info("%s", plan.describe())
         for note in plan.notes if number == 0 else ():
             logger.warning("%s", note)
@@ -169,20 +153,16 @@ class Supervisor:
             world_size=plan.world_size,
         )  # fmt: skip
         self._saved_state = folder_state(self._config.checkpoint_folder)
-        self._attempt.start()
-
-    def _plan(self, number: int, port: int, ranks: Mapping[str, int]) -> LaunchPlan:
-        assert self._prepared is not None and self.cluster is not None
-        return plan_launch(
-            self._config,
-            self.cluster.with_ranks(ranks),
-            self._prepared.program,
-            env=self._env,
-            job_env=self._prepared.job_env,
-            attempt=number,
-            port=port,
+        self._lookout = Lookout(
+            loop=self._loop,
+            send=self._link.send,
+            settings=self._config.settings,
+            plan=plan,
             run_folder=self._run_folder,
+            ledger=self._ledger,
         )
+        self._attempt.start()
+        self._lookout.start()
 
     # What the ranks do
 
@@ -209,6 +189,8 @@ class Supervisor:
         self._link.send({"type": "failed", "attempt": self._number, "failure": failure.to_json()})
 
     def _over(self, codes: list[int]) -> None:
+        if self._lookout is not None:
+            self._lookout.close()
         clean = all(code in (0, *TERMINATED) for code in codes)
         step, at = read_progress(self._run_folder), last_step_at(self._run_folder)
         saved = not clean and step is None and folder_state(self._config.checkpoint_folder) != self._saved_state
@@ -242,7 +224,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         grace = self._config.settings.grace
-        self._stop_at = time.monotonic()
+        self._stop_at, self._entry.is_stopping = time.monotonic(), True
         self._ledger.write("stop", attempt=self._number)
         self._preparation.kill()
         self._loop.after(grace, self._grace_over)

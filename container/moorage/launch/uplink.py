@@ -13,7 +13,8 @@ from collections.abc import Callable
 from moorage.contract.config import JobConfig
 from moorage.contract.failure import Failure
 from moorage.errors import ClusterError
-from moorage.launch.agreement import REJOIN, lost_host
+from moorage.launch.absence import lost_host
+from moorage.launch.agreement import REJOIN
 from moorage.launch.control import SAY_EVERY, Pulse
 from moorage.launch.door import HELLO_WITHIN, job_token, proof
 from moorage.launch.loop import Loop
