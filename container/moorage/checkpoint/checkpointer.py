@@ -93,7 +93,8 @@ class Checkpointer:
         self._store = find_store(self._storage, self._group, host=host, local_rank=local_rank)
         self._shelf = retention.Shelf(
             self._storage, retention.Rule(keep=keep, every=keep_every), self._log,
-            agent=uploads, upload_bound=upload_bound, hosts={self._store.hosts[mate] for mate in self._store.mates},
+            agent=uploads if self._storage.path is not None else False, upload_bound=upload_bound,
+            hosts={self._store.hosts[mate] for mate in self._store.mates},
         )  # fmt: skip
         # Files of two attempts at the same step never have the same name.
         self._shard_name = f"{self._group.share(secrets.token_hex(4))}-{rank:05d}.distcp"

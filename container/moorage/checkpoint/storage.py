@@ -15,22 +15,16 @@ from moorage.checkpoint.source import Folders, Place
 
 
 class Writer(Protocol):
-    """A file on its way: for torch.save, whose position is exact at any time."""
+    """A file on its way."""
 
     @property
     def position(self) -> int:
         """Bytes written so far."""
 
-    def write(self, data: bytes | memoryview) -> int:
-        """Raises nothing: torch.save turns an error met here into one about zip positions. `check` and `finish` do."""
-
-    def flush(self) -> None: ...
-
-    def check(self) -> None:
-        """Raises the error of an earlier write: worth asking between items, to end early on a full disk."""
+    def write(self, data: bytes | bytearray | memoryview) -> int: ...
 
     def finish(self) -> FileFacts:
-        """Wait until everything is where it lasts. Raises the error of any write before."""
+        """Wait until everything is where it lasts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from moorage.checkpoint.checkpointer import Checkpointer
+from moorage.checkpoint.opening import open_storage
 from moorage.contract.config import JobConfig
 from moorage.contract.hyperparameters import Hyperparameters
 from moorage.contract.ledger import Ledger
@@ -63,7 +64,7 @@ class Run:
         self._ledger = Ledger.of_run(run_folder) if place.local_rank == 0 else Ledger.none()
         self._journal = Journal(self._ledger)
         checkpointer = Checkpointer(
-            config.checkpoint_folder, rank=place.rank, world_size=place.world_size, local_rank=place.local_rank,
+            open_storage(config, env), rank=place.rank, world_size=place.world_size, local_rank=place.local_rank,
             host=config.current_host, keep=settings.keep, keep_every=settings.keep_every, attempt=place.attempt,
             uploads=config.upload_agent, upload_bound=60 * settings.upload_minutes,
         )  # fmt: skip

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
-from moorage.checkpoint.s3.failures import SERVICE, Patience
+from moorage.checkpoint.s3.failures import SERVICE, Patience, S3Error
 from moorage.checkpoint.storage import Seen
 from moorage.contract.s3 import Address
 
@@ -180,4 +180,7 @@ def _client(options: Mapping[str, Any], tuning: Tuning) -> Any:
         s3={"addressing_style": "path"} if "endpoint_url" in options else {},
     )
     # Not the default session: this one is not the program's.
-    return boto3.session.Session().client("s3", config=config, **options)
+    try:
+        return boto3.session.Session().client("s3", config=config, **options)
+    except (BotoCoreError, ValueError) as error:
+        raise S3Error("S3 cannot be reached", why=f"{type(error).__name__}: {error}", fix="see AWS_*") from None

@@ -26,10 +26,9 @@ _TOKEN = "moorage-upload"
 
 
 class Upload:
-    """A stream for torch.save, as durable.Writer is. Its memory is the parts in flight and the one being filled.
+    """A writer as durable.Writer is. Its memory is the parts in flight and the one being filled. Raises S3Error.
 
-    The first error is kept and raised by `check` and `finish`, and what follows is swallowed: torch.save turns an
-    error met inside write() into one about zip positions.
+    position: bytes written so far.
     """
 
     def __init__(self, bucket: Bucket, key: str) -> None:
@@ -37,21 +36,17 @@ class Upload:
         self._hash = xxhash.xxh3_128()
         self._parts: _Parts | None = None
         self._part, self._filled = bytearray(), 0
-        self._error: S3Error | None = None
         self._facts: FileFacts | None = None
         self.position = 0
 
-    def write(self, data: bytes | memoryview) -> int:
-        view = memoryview(data).cast("B")
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        left = memoryview(data).cast("B")
         self._facts = None
-        self.position += len(view)
-        try:
-            self.check()
-            self._hash.update(view)
-            while len(view):
-                view = view[self._fill(view) :]
-        except S3Error as error:
-            self._error = error
+        while left:
+            count = self._fill(left)
+            self._hash.update(left[:count])
+            self.position += count
+            left = left[count:]
         return len(data)
 
     def _fill(self, view: memoryview) -> int:
@@ -72,20 +67,9 @@ class Upload:
             self._parts = _Parts(self._bucket, self._key)
         self._part, self._filled = self._parts.exchange(self._part), 0
 
-    def flush(self) -> None:
-        """Parts go when they are full; S3 has nothing to flush."""
-
-    def check(self) -> None:
-        """Raises the S3Error of an earlier write: worth asking between items, to end early."""
-        if self._error is None and self._parts is not None:
-            self._parts.check()
-        if self._error is not None:
-            raise self._error
-
     def finish(self) -> FileFacts:
-        """Wait until S3 has all but the last request. Raises the S3Error of any write before."""
+        """Wait until S3 has all but the last request."""
         if self._facts is None:
-            self.check()
             if self._parts is not None and self._filled:
                 self._parts.exchange(self._rest())
                 self._part, self._filled = bytearray(), 0
@@ -95,7 +79,7 @@ class Upload:
         return self._facts
 
     def publish(self) -> None:
-        """Let the object be there. Raises S3Error."""
+        """Let the object be there."""
         self.finish()
         if self._parts is None:
             self._bucket.put(self._key, self._rest())
@@ -157,7 +141,8 @@ class _Parts:
         number = len(self._sent) + 1
         self._sent.append(self._workers.submit(lambda: self._send(number, part)))
         free = self._free.get()
-        self.check()
+        if self._error is not None:
+            raise self._error
         size = self._bucket.tuning.part_size << number // _GROWS_AFTER
         return free if len(free) == size else bytearray(size)
 
@@ -173,10 +158,6 @@ class _Parts:
         finally:
             self._free.put(part)
         return {"PartNumber": number, "ETag": sent["ETag"], "ChecksumCRC32": checksum}
-
-    def check(self) -> None:
-        if self._error is not None:
-            raise self._error
 
     def wait(self) -> None:
         for future in self._sent:
