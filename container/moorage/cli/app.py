@@ -11,12 +11,17 @@ import typer
 
 from moorage import __version__
 from moorage.cli import checkpoints, program
+from moorage.cli.help import exit_codes
 from moorage.cli.terminal import show_error
 from moorage.errors import MoorageError
 
-EXIT_CODES = """[bold]Exit codes[/bold]  0: done, and the answer is yes.  1: done, and the answer is no: the job failed,
-a check found something.  2: the command line is wrong.  130: Ctrl-C.  64 and above: an error that says what to do;
-docs/cli.md lists them."""
+EXIT_CODES = {
+    "0": "done, and the answer is yes",
+    "1": "done, and the answer is no: the job failed, a check found something",
+    "2": "the command line is wrong",
+    "65-78": "an error, which says why and what to do: docs/cli.md",
+    "130": "stopped by Ctrl-C",
+}
 
 
 def build() -> typer.Typer:
@@ -24,7 +29,7 @@ def build() -> typer.Typer:
     app = typer.Typer(
         name="moorage",
         help="Rehearse, prove and look at SageMaker training jobs, from your own machine.",
-        epilog=EXIT_CODES,
+        epilog=exit_codes(EXIT_CODES),
         no_args_is_help=True,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from moorage.cli.help import command
 from moorage.cli.terminal import Json, Progress, Quiet, result
 from moorage.errors import CheckpointError
 
@@ -14,15 +15,14 @@ PANEL = "Checkpoints"
 
 
 def add(app: typer.Typer) -> None:
-    app.command(
-        rich_help_panel=PANEL,
-        epilog="[bold]Exit codes[/bold]  0: all are whole.  1: not all, but one at least.  2: none that a job can go on "
-        "from.\n\n[bold]Examples[/bold]\n\n$ moorage inspect ml/one/checkpoints\n\n"
-        "$ moorage inspect checkpoints/step-00000120 --json",
-    )(inspect)
-    app.command(
-        rich_help_panel=PANEL, epilog="[bold]Examples[/bold]\n\n$ moorage goodput ml/one/checkpoints"
-    )(goodput)
+    command(
+        app,
+        inspect,
+        PANEL,
+        ["moorage inspect ml/one/checkpoints", "moorage inspect checkpoints/step-00000120 --json"],
+        codes={"0": "all are whole", "1": "not all, but one at least", "2": "none that a job can go on from"},
+    )
+    command(app, goodput, PANEL, ["moorage goodput ml/one/checkpoints", "moorage goodput ml/one/checkpoints --json"])
 
 
 def inspect(

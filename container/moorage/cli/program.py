@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from moorage.cli.help import command
 from moorage.cli.terminal import Json, result
 from moorage.errors import ProgramError
 
@@ -15,13 +16,8 @@ PANEL = "Program"
 
 
 def add(app: typer.Typer) -> None:
-    app.command(
-        rich_help_panel=PANEL,
-        epilog="[bold]Examples[/bold]\n\n$ moorage metrics train.py\n\n$ moorage metrics train.py --name gpu_hours --json",
-    )(metrics)
-    app.command(
-        rich_help_panel=PANEL, epilog="[bold]Examples[/bold]\n\n$ moorage settings\n\n$ moorage settings --json"
-    )(settings)
+    command(app, metrics, PANEL, ["moorage metrics train.py", "moorage metrics train.py --name gpu_hours --json"])
+    command(app, settings, PANEL, ["moorage settings", "moorage settings --json"])
 
 
 def metrics(
