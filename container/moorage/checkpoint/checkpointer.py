@@ -207,10 +207,9 @@ class Checkpointer:
         if planned is None:
             return False
         plan, staging = planned
-        staging.copy(tensors)
         save = Save(
             info=info, state=state, best=best, attempt=self._attempt, shard_name=self._shard_name,
-            plan=plan, staging=staging,
+            plan=plan, staging=staging, copying=staging.copy(tensors),
         )  # fmt: skip
         self._saving = info.step
         self._start(self._run, save, started, time.monotonic() - began)

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _Storag
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from moorage import __version__
+from moorage.checkpoint.copying import Copying
 from moorage.checkpoint.durable import FileFacts, describe, digest
 from moorage.checkpoint.group import Group
 from moorage.checkpoint.layout import BEST, MANIFEST, METADATA
@@ -33,7 +34,9 @@ from moorage.errors import MoorageError
 
 @dataclass(frozen=True, kw_only=True)
 class Save:
-    """All that one save needs, none of which training changes any more. state: JSON of `objects` and `per_rank`."""
+    """All that one save needs, no part of which changes any more once it is copied. state: JSON of `objects` and
+    `per_rank`.
+    """
 
     info: SaveInfo
     state: str
@@ -42,6 +45,7 @@ class Save:
     shard_name: str
     plan: Plan
     staging: Staging
+    copying: Copying
 
 
 class Commit:
@@ -69,6 +73,7 @@ class Commit:
 
         def write_shard() -> None:
             nonlocal shard
+            self._save.copying.finish()
             if self._save.plan.items:
                 name = self._save.shard_name
                 self._written.append(name)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
-import io
+import fcntl
+import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
 from moorage.checkpoint.layout import IGNORE
 
+log = logging.getLogger("moorage")
+
 CHUNK = 8 << 20
-"""Bytes sent at a time."""
+"""Bytes written or sent at a time."""
+
+BLOCK = 4096
+"""Bytes: a multiple of what disks read and write at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,81 +33,67 @@ class FileFacts:
     xxh3_128: str
 
 
-class HashingFile(io.RawIOBase):
-    """A new file that hashes what it is given.
+class Writer:
+    """A new file, hashed as it is written. position: bytes written so far.
 
-    The first error is kept and raised by `check`, and what follows is swallowed: torch.save turns an OSError met inside
-    write() into a RuntimeError about zip positions.
+    What begins and ends with a block, in memory as in the file, goes to the disk without a copy in the page cache: the
+    copy would take the time of a core that training is to have. Anything else goes the usual way.
     """
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+        self._path = path
         self._hash = xxhash.xxh3_128()
-        self._size = 0
-        self._error: OSError | None = None
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        if self._error is None:
-            try:
-                written = os.write(self._descriptor, data)
-            except OSError as error:
-                self._error = error
-            else:
-                self._hash.update(data[:written])
-                self._size += written
-                return written
-        return len(data)
-
-    def check(self) -> None:
-        """Raises the OSError that an earlier write met."""
-        if self._error is not None:
-            raise self._error
-
-    def sync(self) -> None:
-        self.check()
-        os.fsync(self._descriptor)
-
-    def facts(self) -> FileFacts:
-        return FileFacts(size=self._size, xxh3_128=self._hash.hexdigest())
-
-    def close(self) -> None:
-        if not self.closed:
-            os.close(self._descriptor)
-        super().close()
-
-
-class Writer:
-    """A stream for torch.save, whose position is exact at any time."""
-
-    def __init__(self, raw: HashingFile) -> None:
-        self._raw = raw
-        self._buffered = io.BufferedWriter(raw, 1 << 20)
+        self._usual = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+        self._direct = False
+        self._may_be_direct = hasattr(os, "O_DIRECT")
         self._facts: FileFacts | None = None
         self.position = 0
 
-    def write(self, data: bytes | memoryview) -> int:
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Raises OSError."""
         self._facts = None
-        self._buffered.write(data)
-        self.position += len(data)
-        return len(data)
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), CHUNK):
+            piece = view[start : start + CHUNK]
+            self._hash.update(piece)
+            self._put(piece)
+        return len(view)
 
-    def flush(self) -> None:
-        self._buffered.flush()
+    def _put(self, piece: memoryview) -> None:
+        while piece:
+            try:
+                self._switch(self._may_be_direct and self.position % BLOCK == 0 and _is_blocks(piece))
+                count = os.write(self._descriptor, piece)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._may_be_direct:
+                    raise
+                log.debug("%s is written through the page cache: its disk wants no direct writes", self._path)
+                self._may_be_direct = False
+            else:
+                self.position += count
+                piece = piece[count:]
 
-    def check(self) -> None:
-        """Raises the OSError of an earlier write: worth asking between items, to end early on a full disk."""
-        self._raw.check()
+    def _switch(self, direct: bool) -> None:
+        if direct != self._direct:
+            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, self._usual | (os.O_DIRECT if direct else 0))
+            self._direct = direct
 
     def finish(self) -> FileFacts:
-        """Wait until everything is on the disk. Raises the OSError of any write before."""
+        """Return when everything is on the disk. Raises OSError."""
         if self._facts is None:
-            self._buffered.flush()
-            self._raw.sync()
-            self._facts = self._raw.facts()
+            os.fsync(self._descriptor)
+            self._facts = FileFacts(size=self.position, xxh3_128=self._hash.hexdigest())
         return self._facts
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def _is_blocks(piece: memoryview) -> bool:
+    if piece.readonly or len(piece) % BLOCK:
+        return False
+    return ctypes.addressof(ctypes.c_char.from_buffer(piece)) % BLOCK == 0
 
 
 @contextmanager
@@ -111,10 +103,9 @@ def writing(path: Path) -> Iterator[Writer]:
     The folder itself has to be flushed afterwards, see `sync_folder`.
     """
     temporary = path.with_name(path.name + IGNORE)
-    raw = HashingFile(temporary)
+    made = Writer(temporary)
     try:
-        with raw:
-            writer = Writer(raw)
+        with closing(made) as writer:
             yield writer
             # Once more, for a body that forgot: a file that is not on the disk must not get its name.
             writer.finish()
