@@ -1,4 +1,4 @@
-"""How flags and the job file spell what a `Job` holds: `step=50`, `random:5`, `kill-rank,step=40`, `train=PATH,sharded`."""
+"""How flags and the job file spell what a `Job` holds: `step=50`, `random:5`, `kill-rank,step=40`, `train=PATH`."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def pairs(texts: list[str] | tuple[str, ...], what: str) -> dict[str, str]:
 
 def spelled(event: Interruption | Fault) -> str:
     """The flag's text for it."""
-    parts = [event.kind] if isinstance(event, Fault) else []
+    parts: list[str] = [event.kind] if isinstance(event, Fault) else []
     if event.step is not None:
         parts.append(f"step={event.step}")
     if event.time is not None:
