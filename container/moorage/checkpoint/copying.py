@@ -19,6 +19,8 @@ from torch import Tensor
 
 from moorage.errors import CheckpointError
 
+CHANGED = "was changed while a checkpoint copied it"
+
 _PIECE = 8 << 20
 """Bytes that one thread copies before the other may help."""
 
@@ -46,7 +48,7 @@ class Copying:
     """One copy. Tensors that are not `steady` may change once it is made, the others once `settle` was called by the
     thread that is to change them. Meanwhile another thread calls `finish`.
 
-    waited: seconds that `settle` took of the training.
+    waited: seconds that `settle` took of the training. changed: a tensor that could not be copied as it was, or empty.
     """
 
     def __init__(self, pairs: Iterable[Pair], steady: frozenset[str]) -> None:
@@ -54,8 +56,8 @@ class Copying:
         self._later: list[Pair] = []
         for pair in pairs:
             (self._later if pair.name in steady and pair.is_plain else at_once).append(pair)
-        self.waited = 0.0
-        self._settled, self._judged, self._changed = False, False, ""
+        self.waited, self.changed = 0.0, ""
+        self._settled, self._judged = False, False
         self._lock = threading.Lock()
         self._copied = threading.Event()
         self._events = _copy(at_once)
@@ -87,12 +89,12 @@ class Copying:
         for event in (*self._events, *self._behind):
             event.synchronize()
         self._judge()
-        changed = self._changed or self._samples.changed()
+        self.changed = self.changed or self._samples.changed()
         # The tensors may go, once the program has no more use for them.
         self._later, self._samples = [], _Samples([])
-        if changed:
+        if self.changed:
             raise CheckpointError(
-                f"{changed} was changed while a checkpoint copied it",
+                f"{self.changed} {CHANGED}",
                 why="by something else than a step of a tracked optimizer, between two steps",
                 fix="change weights in a hook of the optimizer's step, or set staging to pause",
             )
@@ -115,7 +117,7 @@ class Copying:
             if not self._judged:
                 self._judged = True
                 pairs = zip(self._later, self._versions, strict=True)
-                self._changed = next((pair.name for pair, before in pairs if pair.source._version != before), "")
+                self.changed = next((pair.name for pair, before in pairs if pair.source._version != before), "")
 
 
 class _Samples:
