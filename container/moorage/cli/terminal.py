@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,6 +37,38 @@ def narrator(*, quiet: bool = False) -> Console:
     return Console(stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
+def narrate(console: Console, text: str, style: str = "") -> None:
+    """One line of ours."""
+    from rich.text import Text
+
+    console.print(Text.assemble(("moorage: ", "bold"), (text, style)))
+
+
+@contextmanager
+def logged(tell: Callable[[str, str], None]) -> Iterator[None]:
+    """What inner modules log is told meanwhile. tell: takes the text and its style."""
+    handler = _Handler(tell)
+    logger = logging.getLogger("moorage")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, tell: Callable[[str, str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warning = record.levelno >= logging.WARNING
+        self._tell(("warning: " if warning else "") + record.getMessage(), "yellow" if warning else "")
+
+
 def show_error(error: MoorageError, env: Mapping[str, str]) -> None:
     """What happened, why, and what to do, a line each."""
     if sys.stderr.isatty() and not env.get("NO_COLOR"):
@@ -45,13 +79,6 @@ def show_error(error: MoorageError, env: Mapping[str, str]) -> None:
     lines += [f"  {name}: {text.rstrip('.')}" for name, text in (("why", error.why), ("fix", error.fix)) if text]
     sys.stdout.flush()
     print("\n".join(lines), file=sys.stderr)
-
-
-def table(rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """Lines with the columns of `rows` below each other."""
-    rows = list(rows)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 class Progress:

@@ -58,7 +58,7 @@ def find(folder: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def describe(path: Path | None, flags: Mapping[Place, tuple[str, Any]] | None = None) -> Described:
+def describe(path: Path | None, flags: Mapping[tuple[str, ...], tuple[str, Any]] | None = None) -> Described:
     """The job that the file and the flags describe; paths in the file are made relative to the current folder.
 
     flags: place -> (name of the flag, value). Raises ConfigError.
@@ -68,6 +68,7 @@ def describe(path: Path | None, flags: Mapping[Place, tuple[str, Any]] | None = 
     origins = {place: f"{path}, line {line}" for place, line in lines(text).items()}
     if path:
         _anchor(said, path.parent)
+    _move(said, flags or {})
     for place, (flag, value) in (flags or {}).items():
         _put(said, place, value)
         origins = {known: where for known, where in origins.items() if known[: len(place)] != place} | {place: flag}
@@ -126,6 +127,15 @@ def dotted(place: Place) -> str:
     for key in place:
         text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else str(key)
     return text
+
+
+def _move(said: dict[str, Any], flags: Mapping[tuple[str, ...], tuple[str, Any]]) -> None:
+    """A program named by a flag, outside the file's folder of code, has a folder of its own."""
+    program, source = flags.get(("program",), ("", None))[1], said.get("source")
+    if program and isinstance(source, str) and ("source",) not in flags:
+        path = Path(program).resolve()
+        if path.is_file() and not path.is_relative_to(Path(source).resolve()):
+            del said["source"]
 
 
 def _put(said: dict[str, Any], place: Place, value: Any) -> None:
