@@ -52,12 +52,17 @@ class Faults:
         self.rate, self.kinds = rate, sorted(kinds)
         self.denied = ""
         """Regular expression: of requests, as METHOD and path with query, that the role has no permission for."""
+        self.held = ""
+        """Regular expression: the first request like that waits, `reached`, until it is `released`."""
+        self.reached, self.released = threading.Event(), threading.Event()
         self.counts: Counter[Fault] = Counter()
         self.requests: list[tuple[str, float]] = []
         """METHOD and path, and when it came, as time.monotonic()."""
         self.sent = 0
         """Bytes of bodies that were answered."""
         self.over = threading.Event()
+        self.endpoint = ""
+        """Of the proxy that these faults are met on the way through."""
 
     def next(self, request: str) -> Fault | None:
         with self._lock:
@@ -86,7 +91,8 @@ def faulty(endpoint: str, faults: Faults) -> Iterator[str]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        faults.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        yield faults.endpoint
     finally:
         faults.over.set()
         server.shutdown()
@@ -129,6 +135,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in _CODES:
             faults.count(fault)
             return self._refuse(*_CODES[fault])
+        if faults.held and not faults.reached.is_set() and re.search(faults.held, f"{self.command} {self.path}"):
+            faults.reached.set()
+            faults.released.wait(60)
         if refusal := self._refusal(body):
             return self._refuse(*refusal)
         return self._answer(fault, *self._forward(body))

@@ -47,8 +47,9 @@ class S3:
 
     def prepare(self) -> None:
         """Use every permission that a save will need, so that one that is missing ends the job at its start."""
-        self._bucket.put(_PROBE, b"")
-        read_bytes(self._bucket, _PROBE, limit=1)
+        self._bucket.folders()
+        self._bucket.put(_PROBE, b"probe")
+        read_bytes(self._bucket, _PROBE, limit=5)
         self._bucket.delete([_PROBE])
         # Of a start before this one that was killed: nobody goes on with them, and they are paid for.
         sweep(self._bucket, lambda key, upload: step_of(key.partition("/")[0]) is not None)
