@@ -21,12 +21,13 @@ from moorage.errors import CheckpointError
 class OptimizerState:
     """tensors: by name in the checkpoint, the live ones. content: the rest, as JSON.
 
-    owners: for each tensor of a parameter's state, the parameter's name.
+    owners: for each tensor of a parameter's state, the parameter's name. parameters: the names of all it optimizes.
     """
 
     content: dict[str, JSON]
     tensors: dict[str, Tensor] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
+    parameters: set[str] = field(default_factory=set)
 
 
 def read_optimizer(key: str, optimizer: Optimizer, names: Mapping[int, str]) -> OptimizerState:
@@ -39,6 +40,7 @@ def read_optimizer(key: str, optimizer: Optimizer, names: Mapping[int, str]) -> 
     for index, group in enumerate(optimizer.param_groups):
         members = [_name_of(key, parameter, names) for parameter in group["params"]]
         options = {option: value for option, value in group.items() if option != "params"}
+        state.parameters.update(members)
         groups.append({"params": members, "options": encode(options, f"{key}/param_groups/{index}", state.tensors)})
         for parameter, name in zip(group["params"], members, strict=True):
             if parameter in optimizer.state:
@@ -49,6 +51,18 @@ def read_optimizer(key: str, optimizer: Optimizer, names: Mapping[int, str]) -> 
                 _check_sharding(parameter, {part: state.tensors[part] for part in added})
     state.content |= {"type": type(optimizer).__name__, "param_groups": groups, "state": values}
     return state
+
+
+def with_hooks(optimizer: Optimizer) -> Optimizer | None:
+    """The optimizer whose step calls torch's hooks before it changes anything: itself, or the one that accelerate has
+    wrapped. None where none does.
+    """
+    inner: Any = optimizer
+    while isinstance(inner, Optimizer):
+        if hasattr(inner, "_optimizer_step_pre_hooks"):
+            return inner if getattr(type(inner).step, "hooked", False) else None
+        inner = getattr(inner, "optimizer", None)
+    return None
 
 
 def _name_of(key: str, parameter: Tensor, names: Mapping[int, str]) -> str:

@@ -32,13 +32,18 @@ class Tensors(dict[str, Tensor]):
 
     Any other plain tensor is saved as the first rank that has it holds it: buffers such as running means differ between
     the ranks of DDP, and it is the first rank's that counts.
+    steady: names of those that training leaves alone until the next step of a tracked optimizer.
     """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor] | None = None, *, replicated: frozenset[str] = frozenset()
+        self,
+        tensors: Mapping[str, Tensor] | None = None,
+        *,
+        replicated: frozenset[str] = frozenset(),
+        steady: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(tensors or {})
-        self.replicated = replicated
+        self.replicated, self.steady = replicated, steady
 
 
 @dataclass(frozen=True, kw_only=True)

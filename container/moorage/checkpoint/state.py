@@ -6,7 +6,7 @@ state_dict and load_state_dict has its tensors taken out of the state and the re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,7 @@ def capture(tracked: Mapping[str, Any]) -> tuple[Tensors, dict[str, JSON]]:
     tensors: dict[str, Tensor] = {}
     objects: dict[str, JSON] = {}
     replicated: set[str] = set()
+    steady: set[str] = set()
     for key, thing in tracked.items():
         if key in modules:
             state = modules[key]
@@ -45,10 +46,25 @@ def capture(tracked: Mapping[str, Any]) -> tuple[Tensors, dict[str, JSON]]:
             optimizer = optimizers.read_optimizer(key, thing, names)
             tensors |= optimizer.tensors
             replicated |= {name for name, owner in optimizer.owners.items() if owner in replicated}
+            if optimizers.with_hooks(thing) is not None:
+                steady |= optimizer.owners.keys() | optimizer.parameters
             objects[key] = {"kind": "optimizer", **optimizer.content}
         else:
             objects[key] = {"kind": "object", "state": encode(thing.state_dict(), key, tensors)}
-    return Tensors(tensors, replicated=frozenset(replicated)), objects
+    for key, state in modules.items():
+        steady |= _frozen_beside(steady, key, state)
+    return Tensors(tensors, replicated=frozenset(replicated), steady=frozenset(steady)), objects
+
+
+def _frozen_beside(steady: Set[str], key: str, state: ModuleState) -> set[str]:
+    """Parameters that no optimizer changes, of a module of which one changes others.
+
+    Those of a module with no other parameters may be an average that follows the weights after each step.
+    """
+    names = {f"{key}/{name}": name for name in state.parameters.values()}
+    if steady.isdisjoint(names):
+        return set()
+    return {full for full, name in names.items() if not state.tensors[name].requires_grad}
 
 
 def template(

@@ -122,6 +122,12 @@ class Settings:
         "auto; a stop by SIGTERM loses nothing and does not count.",
         check=_positive,
     )
+    staging: str = setting(
+        "overlap",
+        "When a checkpoint copies weights and optimizer state: overlap goes on with it during the next forward and "
+        "backward pass, pause has it done before training goes on.",
+        choices=("overlap", "pause"),
+    )
     keep: int = setting(2, "Newest checkpoints kept, beside the best.", check=_positive)
     keep_every: int = setting(
         0,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
 from moorage.checkpoint.checkpointer import Checkpointer, Outcome, SaveInfo
 from moorage.checkpoint.jsonable import decode, encode, tensor_names
 from moorage.checkpoint.manifest import JSON, Manifest
+from moorage.checkpoint.optimizers import with_hooks
 from moorage.checkpoint.plan import Tensors
 from moorage.checkpoint.rng import capture_rng, restore_rng
 from moorage.checkpoint.source import Source
@@ -49,6 +52,7 @@ class Saver:
         self._last_save = time.monotonic()
         self._asked = False
         self._under_way: int | None = None
+        self._put_off: int | None = None
         self.cadence = Cadence(fixed=settings.checkpoint_seconds, between=3600 * settings.interruption_hours)
         self.kept: int | None = None
         """Step of the newest checkpoint that is committed, as far as this rank knows."""
@@ -67,6 +71,9 @@ class Saver:
         if twice := sorted(set(things) & set(self._tracked) | set(things) & RESERVED):
             raise ConfigError(f"run.track: the name {twice[0]!r} is taken", fix="give each thing a name of its own")
         self._tracked.update(things)
+        for thing in things.values():
+            if isinstance(thing, Optimizer) and (inner := with_hooks(thing)) is not None:
+                inner.register_step_pre_hook(self._before_step)
         if not self._looked:
             self._manifest, self._looked = self._checkpointer.newest(), True
             self.kept = self._manifest.step if self._manifest else None
@@ -82,6 +89,9 @@ class Saver:
         if not optional:
             self._say_resumed(manifest, things, time.monotonic() - started)
         return manifest
+
+    def _before_step(self, *_: object) -> None:
+        self._checkpointer.settle()
 
     def _open_warm_start(self, folder: Path) -> None:
         if self._manifest is not None:
@@ -128,6 +138,11 @@ class Saver:
         """Whether to ask all ranks for a save by the clock; asks once per save."""
         if self._asked or time.monotonic() - self._last_save < self.cadence.interval:
             return False
+        if self._under_way is not None:
+            if self._put_off != self._under_way:
+                log.info("the save of step %d is still under way: the next, now due, comes after it", self._under_way)
+            self._put_off = self._under_way
+            return False
         self._asked = True
         return True
 
@@ -160,7 +175,11 @@ class Saver:
             step=position.step, epoch=position.epoch, samples=position.samples, strategy=self.strategy,
             metrics=dict(metrics), seed=self._settings.seed,
         )  # fmt: skip
-        saved = self._checkpointer.save(tensors, info=info, objects=objects, per_rank=per_rank, best=best)
+        overlaps = self._settings.staging == "overlap" and not wait
+        saved = self._checkpointer.save(
+            tensors, info=info, objects=objects, per_rank=per_rank, best=best,
+            steady=tensors.steady if overlaps else frozenset(),
+        )  # fmt: skip
         if saved:
             self._under_way = position.step
         elif best:
@@ -215,6 +234,8 @@ class Saver:
             log.error("step %d was not saved: %s; the checkpoint before it stays, training goes on",
                       outcome.step, outcome.error)  # fmt: skip
             self._ledger.write("save-failed", **facts, error=outcome.error)
+            if outcome.changed and math.isfinite(self.cadence.interval):
+                self._last_save -= self.cadence.interval
 
     def load_weights(self, step: int, models: Mapping[str, torch.nn.Module]) -> bool:
         """Put the weights of the checkpoint of `step` into `models`. False when that checkpoint is gone."""
