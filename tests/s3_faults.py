@@ -64,6 +64,12 @@ class Faults:
         self.endpoint = ""
         """Of the proxy that these faults are met on the way through."""
 
+    def hold(self, request: str) -> None:
+        """Let the next request like that wait."""
+        self.reached.clear()
+        self.released.clear()
+        self.held = request
+
     def next(self, request: str) -> Fault | None:
         with self._lock:
             self.requests.append((request, time.monotonic()))

@@ -3,6 +3,8 @@
 Runs by `python train.py`, under torchrun, and under `train`; its channel `train` holds digits.npz (see ../demo.py).
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,7 +28,7 @@ def build_model() -> nn.Module:
     )
 
 
-def datasets(folder) -> tuple[TensorDataset, TensorDataset]:
+def datasets(folder: Path) -> tuple[TensorDataset, TensorDataset]:
     """Four fifths to learn from, one fifth to be judged by. Images 1 x 8 x 8 in [0, 1]."""
     with np.load(folder / "digits.npz") as stored:
         images = torch.from_numpy(stored["images"]).float().div(16).unsqueeze(1)

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import pickle
-import secrets
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
-from torch.distributed.checkpoint import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata
 
 from moorage.checkpoint import retention
-from moorage.checkpoint.commit import Commit, Save
 from moorage.checkpoint.durable import describe
 from moorage.checkpoint.group import USUAL, Group
 from moorage.checkpoint.layout import MANIFEST, step_name
+from moorage.checkpoint.loading import load
 from moorage.checkpoint.manifest import JSON, Manifest, SaveInfo
-from moorage.checkpoint.metadata import MetadataError, SafeReader, TensorFacts, read_metadata, tensor_facts
+from moorage.checkpoint.metadata import MetadataError, TensorFacts, read_metadata, tensor_facts
 from moorage.checkpoint.other import Other, find_other
-from moorage.checkpoint.plan import Plan, make_plan, structure
 from moorage.checkpoint.resume import Resume
-from moorage.checkpoint.shard import Staging
-from moorage.checkpoint.source import Folder, Folders, Source, exists
+from moorage.checkpoint.saves import Outcome, Saves
+from moorage.checkpoint.source import Folders, Source, exists, num_threads
 from moorage.checkpoint.storage import Disk, Storage
 from moorage.checkpoint.store import find_store
 from moorage.errors import CheckpointError, MoorageError
@@ -37,24 +30,6 @@ from moorage.errors import CheckpointError, MoorageError
 T = TypeVar("T")
 
 __all__ = ["Checkpointer", "Outcome", "SaveInfo"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a save ended. error: empty when committed. pause, seconds: how long training waited, and the whole save took.
-
-    size: bytes of the checkpoint over all ranks, 0 when it was not committed.
-    """
-
-    step: int
-    error: str
-    pause: float
-    seconds: float
-    size: int
-
-    @property
-    def committed(self) -> bool:
-        return not self.error
 
 
 class Checkpointer:
@@ -87,7 +62,6 @@ class Checkpointer:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
         self._storage = Disk(folder) if isinstance(folder, Path) else folder
-        self._attempt = attempt
         self._log = log or logging.getLogger("moorage")
         self._group = Group(rank, world_size, timeout)
         self._store = find_store(self._storage, self._group, host=host, local_rank=local_rank)
@@ -96,14 +70,13 @@ class Checkpointer:
             agent=uploads if self._storage.path is not None else False, upload_bound=upload_bound,
             hosts={self._store.hosts[mate] for mate in self._store.mates},
         )  # fmt: skip
-        # Files of two attempts at the same step never have the same name.
-        self._shard_name = f"{self._group.share(secrets.token_hex(4))}-{rank:05d}.distcp"
+        self._saves = Saves(
+            self._store, self._group, attempt=attempt, is_committed=self._is_committed, after=self._after_commit,
+            log=self._log,
+        )  # fmt: skip
         self._newest: int | None = None
         """Step of the newest checkpoint, None until they were looked at."""
-        self._planned_for: tuple[Hashable, Plan, Staging] | None = None
-        self._thread: threading.Thread | None = None
-        self._saving: int | None = None
-        self._outcomes: deque[Outcome] = deque()
+        self._parsed: tuple[Manifest, Metadata] | None = None
         self._lock = threading.Lock()
         self._best = -1
 
@@ -115,7 +88,7 @@ class Checkpointer:
         None when none was ever committed. Leftovers newer than it are removed, damaged ones moved aside, each with a
         line in the log. Raises CheckpointError when there are checkpoints and none can be used.
         """
-        self._join()
+        self._saves.join()
         manifest = Resume(self._store, self._group, self._log).newest()
         self._newest = manifest.step if manifest else -1
         self._shelf.went_on_from(manifest.step if manifest else -1)
@@ -123,7 +96,7 @@ class Checkpointer:
 
     def at(self, step: int) -> Manifest | None:
         """The checkpoint of one step, whole and verified on every host; None when it is gone or damaged. Collective."""
-        self._join()
+        self._saves.join()
         return Resume(self._store, self._group, self._log).whole(step)
 
     def other(self, folder: Path) -> Other:
@@ -131,7 +104,7 @@ class Checkpointer:
 
         Nothing is written there. Raises CheckpointError when there is none.
         """
-        self._join()
+        self._saves.join()
         return find_other(Folders(folder), self._group, self._store.hosts, self._log)
 
     def agreed(self, what: str, action: Callable[[], T]) -> T:
@@ -139,7 +112,7 @@ class Checkpointer:
 
         what: for the CheckpointError of the other ranks when one fails, or when the hosts differ.
         """
-        self._join()
+        self._saves.join()
         found = self._group.each(what, action)
         for rank, value in enumerate(found):
             if value != found[0]:
@@ -148,7 +121,7 @@ class Checkpointer:
 
     def stored(self, manifest: Manifest, source: Source | None = None) -> dict[str, TensorFacts]:
         """The tensors in a checkpoint. source: where that of another job is. Raises CheckpointError."""
-        return tensor_facts(self._reader(manifest, source).read_metadata())
+        return tensor_facts(self._metadata_of(manifest, source))
 
     def load(self, manifest: Manifest, tensors: Mapping[str, Tensor], source: Source | None = None) -> None:
         """Fill `tensors` in place from a checkpoint given by `newest`, `at` or `other`, whatever the sharding.
@@ -158,62 +131,54 @@ class Checkpointer:
         """
 
         def read() -> None:
-            reader = self._reader(manifest, source)
-            planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-            planner.set_up_planner(dict(tensors), reader.read_metadata(), is_coordinator=False)
-            plan = planner.create_local_plan()
-            try:
-                reader.read_data(plan, planner).wait()
-            except pickle.UnpicklingError:
-                # Without torch's own words, which advise to trust the file.
-                raise CheckpointError(
-                    f"checkpoint {manifest.name} holds something that is not a tensor",
-                    why="loading it could run code of whoever wrote it",
-                    fix="find out who can write to the checkpoint folder and its S3 prefix",
-                ) from None
+            metadata = self._metadata_of(manifest, source)
+            neighbours = self._store.hosts.count(self._store.hosts[self._store.rank])
+            load(source or self._source(manifest), metadata, tensors, threads=num_threads(neighbours))
 
-        self._join()
+        self._saves.join()
         self._group.each(f"checkpoint {manifest.name} cannot be loaded", read)
 
-    def _reader(self, manifest: Manifest, source: Source | None) -> SafeReader:
-        source = source or self._storage.checkpoint(manifest.step)
-        assert isinstance(source, Folder)
-        try:
-            return SafeReader(
-                source.path, read_metadata(source, {name: entry.size for name, entry in manifest.files.items()})
-            )
-        except MetadataError as error:
-            raise CheckpointError(f"the metadata of {source} cannot be used", why=str(error)) from None
+    def _source(self, manifest: Manifest) -> Source:
+        return self._storage.checkpoint(manifest.step)
+
+    def _metadata_of(self, manifest: Manifest, source: Source | None) -> Metadata:
+        """Parsed once for a checkpoint: that of many ranks takes a while."""
+        if self._parsed is None or self._parsed[0] is not manifest:
+            source = source or self._source(manifest)
+            try:
+                self._parsed = (manifest, read_metadata(source, manifest.sizes))
+            except MetadataError as error:
+                raise CheckpointError(f"the metadata of {source} cannot be used", why=str(error)) from None
+        return self._parsed[1]
 
     # Saving
 
     def save(
-        self, tensors: Mapping[str, Tensor], *, info: SaveInfo, objects: JSON, per_rank: JSON = None, best: bool = False
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        info: SaveInfo,
+        objects: JSON,
+        per_rank: JSON = None,
+        best: bool = False,
+        steady: frozenset[str] = frozenset(),
     ) -> bool:
         """Copy the tensors and go on; the files are written behind. Collective.
 
+        steady: names of tensors that may be copied behind as well, since the caller calls `settle` before it changes
+        any. Where one is changed all the same, the save fails, and from then on all are copied at once.
         Waits for a save still under way, which counts as pause. False when this step is committed already: it is never
         overwritten. `poll` tells how it ended. Raises CheckpointError, on all ranks, when the state cannot make a
         checkpoint.
         """
-        began = time.monotonic()
-        if self._saving is not None and self._thread is not None and self._thread.is_alive():
-            self._log.info("the save of step %d is still under way: step %d waits for it", self._saving, info.step)
-        self._join()
-        started = time.monotonic()
-        # Written out at once: the caller may change it as soon as this returns.
-        state, unsayable = _as_text({"objects": objects, "per_rank": per_rank})
-        planned = self._planned(tensors, info.step, unsayable)
-        if planned is None:
-            return False
-        plan, staging = planned
-        save = Save(
-            info=info, state=state, best=best, attempt=self._attempt, shard_name=self._shard_name,
-            plan=plan, staging=staging, copying=staging.copy(tensors),
+        return self._saves.save(
+            tensors, info=info, objects=objects, per_rank=per_rank, best=best, steady=steady
         )  # fmt: skip
-        self._saving = info.step
-        self._start(self._run, save, started, time.monotonic() - began)
-        return True
+
+    def settle(self) -> None:
+        """Call it in the thread that is about to change `steady` tensors of the last save, such as before a step of the
+        optimizer: it waits until they are copied. Costs next to nothing when they are."""
+        self._saves.settle()
 
     def prepare(self, tensors: Mapping[str, Tensor]) -> None:
         """Plan the saves of such tensors and get the memory for them: the first then pauses no longer than the others.
@@ -221,60 +186,10 @@ class Checkpointer:
         Collective. Worth calling once an optimizer has made its first step, since before that it has no state.
         Raises CheckpointError as `save` does.
         """
-        self._join()
-        planned = self._planned(tensors, -1, "")
-        if planned is not None:
-            self._start(planned[1].touch)
-
-    def _start(self, action: Callable[..., None], *args: Any) -> None:
-        # Not a daemon: when the program fails meanwhile, its last save still ends on all ranks before the process does.
-        # A daemon that is inside torch when the interpreter goes away aborts the process, whose exit code is then lost.
-        self._thread = threading.Thread(target=action, args=args, name="checkpoint")
-        self._thread.start()
-
-    def _planned(self, tensors: Mapping[str, Tensor], step: int, unsayable: str) -> tuple[Plan, Staging] | None:
-        """The plan and the memory for it; None when `step` is committed. One small message while nothing changes."""
-        now = structure(tensors)
-        changed = self._planned_for is None or now != self._planned_for[0]
-        already = self._store.is_leader and self._is_committed(step)
-        any_changed, any_already, any_unsayable, most, least = self._group.largest(
-            [changed, already, bool(unsayable), step, -step]
-        )
-        if most != -least:
-            raise CheckpointError(f"the ranks save different steps: {-least} and {most}")
-        if any_unsayable:
-            raise CheckpointError(
-                f"the state of step {step} cannot be written as JSON", why=unsayable or "another rank says which part"
-            )
-        if any_already:
-            return None
-        if any_changed or self._planned_for is None:
-            plan = make_plan(tensors, self._group)
-            self._planned_for = (now, plan, Staging(plan.items, tensors))
-        return self._planned_for[1:]
-
-    def _run(self, save: Save, started: float, pause: float) -> None:
-        commit = Commit(save, self._store, self._group, self._log)
-        error = "the thread of the save ended unexpectedly"
-        try:
-            error = commit.run()
-            if not error:
-                self._newest = None if self._newest is None else save.info.step
-                self._after_commit(save.info.step)
-        except USUAL as failure:
-            error = f"{type(failure).__name__}: {failure}"
-        finally:
-            self._outcomes.append(
-                Outcome(
-                    step=save.info.step,
-                    error=error,
-                    pause=pause,
-                    seconds=time.monotonic() - started,
-                    size=0 if error else commit.size,
-                )
-            )
+        self._saves.prepare(tensors)
 
     def _after_commit(self, step: int) -> None:
+        self._newest = None if self._newest is None else step
         if self._store.is_leader:
             with self._lock:
                 if self._best == step:
@@ -295,11 +210,11 @@ class Checkpointer:
 
     def poll(self) -> Outcome | None:
         """How a save ended that has not been told yet; None while there is none. Never waits."""
-        return self._outcomes.popleft() if self._outcomes else None
+        return self._saves.poll()
 
     def wait(self) -> Outcome | None:
         """`poll`, once nothing is under way any more."""
-        self._join()
+        self._saves.join()
         return self.poll()
 
     # Keeping
@@ -329,23 +244,10 @@ class Checkpointer:
 
     def prune(self) -> None:
         """Remove what need not stay; every commit does so by itself. Collective."""
-        self._join()
+        self._saves.join()
         self._prune()
 
     def close(self) -> None:
         """Wait for a save under way, then leave the group."""
-        self._join()
+        self._saves.join()
         self._group.close()
-
-    def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = self._saving = None
-
-
-def _as_text(state: JSON) -> tuple[str, str]:
-    """The state as JSON, and why it cannot be that."""
-    try:
-        return json.dumps(state, allow_nan=False), ""
-    except (ValueError, TypeError, RecursionError) as error:
-        return "", f"{error}; encode it with moorage.checkpoint.jsonable.encode"

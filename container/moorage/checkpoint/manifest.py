@@ -82,6 +82,11 @@ class Manifest(SaveInfo):
         """Bytes of all files, the manifest itself not counted."""
         return sum(entry.size for entry in self.files.values())
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file."""
+        return {name: entry.size for name, entry in self.files.items()}
+
     def to_bytes(self) -> bytes:
         """Raises ValueError or TypeError when `objects` or `per_rank` hold what JSON has no form for."""
         content = {"schema": SCHEMA, "checksum": "0" * 32}

@@ -12,12 +12,10 @@ import math
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -228,18 +226,6 @@ def read_metadata(checkpoint: Source, sizes: Mapping[str, int]) -> Metadata:
     except OSError as error:
         raise MetadataError(f"it cannot be read: {describe(error)}") from None
     return parse_metadata(data, sizes)
-
-
-class SafeReader(FileSystemReader):
-    """A FileSystemReader whose metadata was parsed above; its items are read by torch.load(weights_only=True)."""
-
-    def __init__(self, checkpoint: Path, metadata: Metadata) -> None:
-        super().__init__(checkpoint)
-        self._metadata = metadata
-        self.set_up_storage_reader(metadata, is_coordinator=False)
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return self._metadata
 
 
 def tensor_facts(metadata: Metadata) -> dict[str, TensorFacts]:

@@ -89,7 +89,7 @@ def _problem(checkpoint: Source, place: int, mates: int) -> str:
         if found:
             return "; ".join(f"{name}: {reason}" for name, reason in list(found.items())[:3])
         if place == 0:
-            read_metadata(checkpoint, {name: entry.size for name, entry in manifest.files.items()})
+            read_metadata(checkpoint, manifest.sizes)
     except MetadataError as error:
         return f".metadata: {error}"
     except (ManifestError, FileNotFoundError) as error:

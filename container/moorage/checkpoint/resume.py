@@ -91,8 +91,7 @@ class Resume:
     def _unreadable_metadata(self, manifest: Manifest) -> str:
         try:
             if self._store.is_leader:
-                sizes = {name: entry.size for name, entry in manifest.files.items()}
-                read_metadata(self._place.checkpoint(manifest.step), sizes)
+                read_metadata(self._place.checkpoint(manifest.step), manifest.sizes)
         except MetadataError as error:
             return f".metadata: {error}"
         return ""

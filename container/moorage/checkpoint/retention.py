@@ -152,8 +152,8 @@ class Shelf:
         oldest: tuple[float, str] | None = None
         parts = {}
         try:
-            for step in committed(self._storage):
-                part, times = self._part(step)
+            for step, names in committed(self._storage).items():
+                part, times = self._part(step, names)
                 parts[step] = part
                 if step > self._restored:
                     waits = [(changed, f"{step_name(step)}/{name}") for name, changed in uploads.waiting(times).items()]
@@ -166,9 +166,8 @@ class Shelf:
         since, name = oldest or (0.0, "")
         return Look(parts=parts, agent=agent, waits=name, seconds=time.time() - since if name else 0.0)
 
-    def _part(self, step: int) -> tuple[Part, uploads.Listing]:
+    def _part(self, step: int, names: Collection[str]) -> tuple[Part, uploads.Listing]:
         known = self._settled.get(step)
-        names = self._storage.names(step)
         best = BEST in names
         if known and known.own and known.uploaded:
             return Part(whole=known.whole, own=True, uploaded=True, begun=True, best=best), {}

@@ -113,7 +113,7 @@ class Place(Protocol):
 
 @dataclass(frozen=True)
 class Folders:
-    """The checkpoints in a folder, each in one of its own; or the only one, where the folder is itself that of a step."""
+    """The checkpoints in a folder, each in its own; or the only one, where the folder is itself that of a step."""
 
     path: Path
 

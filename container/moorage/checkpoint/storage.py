@@ -143,6 +143,7 @@ def write_bytes(storage: Storage, step: int, name: str, data: bytes) -> None:
         writer.finish()
 
 
-def committed(storage: Storage) -> list[int]:
-    """The steps that have a manifest, oldest first."""
-    return [step for step in storage.steps() if MANIFEST in storage.names(step)]
+def committed(storage: Storage) -> dict[int, Collection[str]]:
+    """The steps that have a manifest, oldest first, with the names of their files."""
+    found = {step: storage.names(step) for step in storage.steps()}
+    return {step: names for step, names in found.items() if MANIFEST in names}

@@ -45,10 +45,11 @@ class Lookout:
     plan: LaunchPlan
     run_folder: Path
     ledger: Ledger
+    clock: Callable[[], float] = time.monotonic
     _rhythms: dict[int, Rhythm] = field(default_factory=dict)
     _marks: dict[int, Mark] = field(default_factory=dict)
     _every: float = EVERY
-    _clock: float = 0.0
+    _awake: float = 0.0
     """Seconds that this process has seen go by: those in which it was frozen itself do not count."""
     _looked_at: float = 0.0
     _timer: Timer | None = None
@@ -60,7 +61,7 @@ class Lookout:
         if bound == 0 and not window:
             return
         self._every = min([EVERY, *(seconds / 8 for seconds in (bound, window) if seconds)])
-        self._looked_at = time.monotonic()
+        self._looked_at = self.clock()
         self._timer = self.loop.after(self._every, self._look_over)
 
     def close(self) -> None:
@@ -93,15 +94,15 @@ class Lookout:
     # Every few seconds
 
     def _look_over(self) -> None:
-        now = time.monotonic()
-        self._clock += min(now - self._looked_at, 2 * self._every)
+        now = self.clock()
+        self._awake += min(now - self._looked_at, 2 * self._every)
         self._looked_at = now
         # A program that starts ranks by itself has some that are not ours.
         ours = range(len(self.plan.ranks))
         self._marks = {mark.local_rank: mark for mark in read_marks(self.run_folder) if mark.local_rank in ours}
         for local_rank, mark in self._marks.items():
             rhythm = self._rhythms.setdefault(local_rank, Rhythm(self.settings.hang_seconds))
-            rhythm.look(mark, self._clock)
+            rhythm.look(mark, self._awake)
         if self._marks:
             ranks = [self._pulse(mark) for mark in self._marks.values()]
             self.send({"type": "pulse", "attempt": self.plan.attempt, "ranks": ranks})
@@ -118,7 +119,7 @@ class Lookout:
         rhythm = self._rhythms[mark.local_rank]
         return {
             "rank": self.plan.ranks[mark.local_rank].rank, "step": mark.step, "activity": int(mark.activity),
-            "silent": round(rhythm.silent(self._clock), 3), "usual": round(rhythm.usual, 6),
+            "silent": round(rhythm.silent(self._awake), 3), "usual": round(rhythm.usual, 6),
         }  # fmt: skip
 
     # On demand
@@ -152,10 +153,11 @@ class Lookout:
         activity = Activity(rank.activity).name.lower().replace("_", " ")
         state = rank.state if rank.answers else f"does not answer, {rank.state}"
         lines = [f"{prefix} pid {pid}, step {rank.step}, {activity}, silent for {rank.silent:.0f} s, {state}"]
-        for name, thread in (("main thread", stacks.main), *(("another thread", thread) for thread in stacks.others)):
+        main = [("main thread", stacks.main)] if rank.answers else []
+        for name, thread in (*main, *(("another thread", thread) for thread in stacks.others)):
             lines += [f"{prefix} {name}, the innermost call first:", *(f"{prefix}   {frame}" for frame in thread)]
         for line in lines[:_LOG_LINES]:
             logger.warning("%s", line)
 
 
-_LEDGER_STRAGGLER = ("host", "rank", "factor", "part", "own", "others", "share")
+_LEDGER_STRAGGLER = ("host", "rank", "step", "factor", "part", "own", "others", "share")

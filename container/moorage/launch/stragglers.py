@@ -37,10 +37,11 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Of a rank in a window: seconds per step, in all and by itself."""
+    """Of a rank in a window that ended at `step`: seconds per step, in all and by itself."""
 
     host: str
     rank: int
+    step: int
     wall: float
     input: float
     compute: float
@@ -56,6 +57,7 @@ class Straggler:
 
     host: str
     rank: int
+    step: int
     factor: float
     part: str
     own: float
@@ -71,7 +73,7 @@ class Straggler:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "host": self.host, "rank": self.rank, "factor": round(self.factor, 2), "part": self.part,
+            "host": self.host, "rank": self.rank, "step": self.step, "factor": round(self.factor, 2), "part": self.part,
             "own": round(self.own, 6), "others": round(self.others, 6), "share": round(self.share, 4),
         }  # fmt: skip
 
@@ -91,7 +93,7 @@ class Stragglers:
 
     def take(self, samples: Sequence[Sample]) -> Straggler | None:
         """What a host says of its ranks; a slow host, when one is to be named now."""
-        if not self._seconds:
+        if not self._seconds or not samples:
             return None
         for sample in samples:
             self._last[sample.rank] = sample
@@ -156,7 +158,7 @@ class _Usual:
     def slow(self, pace: Pace) -> Straggler:
         part = "input" if pace.input - self.input > pace.compute - self.compute else "computing"
         return Straggler(
-            host=pace.host, rank=pace.rank, part=part, own=pace.own, others=self.own,
+            host=pace.host, rank=pace.rank, step=pace.step, part=part, own=pace.own, others=self.own,
             factor=pace.own / max(self.own, 1e-6), share=min(1.0, (pace.own - self.own) / pace.wall),
         )  # fmt: skip
 
@@ -166,6 +168,7 @@ def _pace(first: Sample, last: Sample) -> Pace:
     return Pace(
         host=last.host,
         rank=last.rank,
+        step=last.step,
         wall=(last.time - first.time) / steps,
         input=(last.input - first.input) / steps,
         compute=(last.compute - first.compute) / steps,

@@ -13,8 +13,10 @@ Every supervisor tells now and then how its ranks are (lookout.py). This is pure
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from moorage.contract.progress import Activity
 from moorage.contract.settings import Settings
 from moorage.launch.hang import Seen, all_at_work, judge
 from moorage.launch.stragglers import Sample, Stragglers
@@ -56,15 +58,8 @@ class Watch:
         for rank in ranks:
             rank["silent"], rank["limit"] = float(rank["silent"]), float(rank["limit"])
         self._pulses[host] = ranks
-        slow = self._stragglers.take(
-            [
-                Sample(
-                    host=host, rank=int(rank["rank"]), time=now, step=int(rank["step"]), input=float(rank["input"]),
-                    compute=float(rank["compute"]),
-                )
-                for rank in ranks
-            ]
-        )  # fmt: skip
+        training = [rank for rank in ranks if rank["activity"] != Activity.SET_UP]
+        slow = self._stragglers.take([_sample(host, rank, now) for rank in training])
         told: list[Message] = [{"type": "straggler", **slow.to_json(), "text": slow.describe()}] if slow else []
         return told + self._look(ranks, now)
 
@@ -109,3 +104,10 @@ class Watch:
             )
             for rank in self._pulses[host]
         ]  # fmt: skip
+
+
+def _sample(host: str, rank: Mapping[str, Any], now: float) -> Sample:
+    return Sample(
+        host=host, rank=int(rank["rank"]), time=now, step=int(rank["step"]), input=float(rank["input"]),
+        compute=float(rank["compute"]),
+    )  # fmt: skip

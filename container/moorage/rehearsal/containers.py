@@ -123,14 +123,13 @@ class DockerEngine:
     def environment(self) -> Mapping[str, str]:
         return threads(self._job)
 
-    def start(self, plans: Sequence[HostPlan], said: Said) -> dict[str, Host]:
-        try:
-            with ThreadPoolExecutor(_TOGETHER) as pool:
-                self._hosts = list(pool.map(self._created, plans))
-                list(pool.map(lambda host: host.start(said), self._hosts))
-        except BaseException:
-            self.remove()
-            raise
+    def create(self, plans: Sequence[HostPlan]) -> None:
+        with ThreadPoolExecutor(_TOGETHER) as pool:
+            self._hosts = list(pool.map(self._created, plans))
+
+    def start(self, said: Said) -> dict[str, Host]:
+        with ThreadPoolExecutor(_TOGETHER) as pool:
+            list(pool.map(lambda host: host.start(said), self._hosts))
         return {host.name: host for host in self._hosts}
 
     def _created(self, plan: HostPlan) -> DockerHost:
@@ -239,7 +238,7 @@ class DockerHost:
             if "executable file not found" not in error.why and "no such file" not in error.why:
                 raise
             raise EngineError(
-                f"the image {self._job.image} cannot be started by `docker run IMAGE train`",
+                f"the image {self._job.image} cannot be started by docker run IMAGE train",
                 why=error.why,
                 fix="put an executable `train` on the image's PATH, as SageMaker asks of a training image",
             ) from None
@@ -248,7 +247,7 @@ class DockerHost:
     def _follow(self, frames: Any, said: Said) -> None:
         out, err = Lines(self.name, "stdout", said), Lines(self.name, "stderr", said)
         try:
-            with engine_errors(f"tell what became of {self.name}"):
+            with engine_errors(f"say what became of {self.name}"):
                 for stdout, stderr in frames:
                     out.add(stdout or b"")
                     err.add(stderr or b"")
@@ -262,7 +261,7 @@ class DockerHost:
             self._error = error
         except (OSError, ValueError) as error:  # the connection is torn in the middle of a frame
             self._error = EngineError(
-                f"the container engine cannot tell what became of {self.name}", why=str(error), fix="see that it runs"
+                f"the container engine cannot say what became of {self.name}", why=str(error), fix="see that it runs"
             )
 
     @property

@@ -53,8 +53,11 @@ class Engine(Protocol):
     def environment(self) -> Mapping[str, str]:
         """That every host of the next attempt needs."""
 
-    def start(self, plans: Sequence[HostPlan], said: Said) -> dict[str, Host]:
-        """All hosts of an attempt, by name. Raises EngineError; then none is left."""
+    def create(self, plans: Sequence[HostPlan]) -> None:
+        """All hosts of an attempt, not yet started. Raises EngineError."""
+
+    def start(self, said: Said) -> dict[str, Host]:
+        """Those that were created, by name. Raises EngineError."""
 
     def remove(self) -> None:
         """All that is there of the attempt's hosts, at once."""

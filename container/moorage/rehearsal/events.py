@@ -51,7 +51,7 @@ class Copied(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptStarted(Event):
-    """Containers are up. number: from 1."""
+    """Containers are made, and are started now. number: from 1."""
 
     number: int
     hosts: tuple[str, ...]

@@ -218,7 +218,9 @@ def _numbers(job: Job) -> None:
 
 def _channels(job: Job) -> None:
     if len(job.data) > 20:
-        raise ConfigError(f"{len(job.data)} channels", why="a training job has at most 20", fix="join some")
+        raise ConfigError(
+            f"the job has {len(job.data)} channels, more than 20", why="CreateTrainingJob refuses it", fix="join some"
+        )
     for name, channel in job.data.items():
         if not CHANNEL_NAME.fullmatch(name) or name in (".", ".."):
             raise ConfigError(f"{name!r} is not a channel name", fix="use letters, digits, '.', '-', '_', at most 64")

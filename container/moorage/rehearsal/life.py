@@ -144,13 +144,14 @@ class _Life:
         return watched.why
 
     def _train(self, stage: Stage) -> tuple[Watched, Attempt]:
-        running = self._engine.start(stage.plans, self._said)
+        self._engine.create(stage.plans)
         stage.start()
+        names = tuple(plan.name for plan in stage.plans)
         self._status.enter("Training")
+        self._journal.tell(AttemptStarted, number=stage.number, hosts=names)
         now, started = time.monotonic(), time.time()
         self._began = now if self._began is None else self._began
-        names = tuple(plan.name for plan in stage.plans)
-        self._journal.tell(AttemptStarted, number=stage.number, hosts=names)
+        running = self._engine.start(self._said)
         watched = Watch(
             job=self._job,
             hosts=running,

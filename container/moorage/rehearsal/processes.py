@@ -40,6 +40,7 @@ class ProcessEngine:
     def __init__(self, job: Job, env: Mapping[str, str], begun: Callable[[int], None] = lambda number: None) -> None:
         self._job, self._begun = job, begun
         self._env = {name: value for name, value in env.items() if not name.startswith(_OF_A_JOB)}
+        self._plans: Sequence[HostPlan] = ()
         self._hosts: list[ProcessHost] = []
 
     def prepare(self) -> None:
@@ -61,14 +62,13 @@ class ProcessEngine:
             probe.bind(("", 0))
             return {"MOORAGE_CONTROL_PORT": str(probe.getsockname()[1]), **threads(self._job)}
 
-    def start(self, plans: Sequence[HostPlan], said: Said) -> dict[str, Host]:
-        try:
-            for plan in plans:
-                self._hosts.append(ProcessHost(plan, self._started(plan), said))
-                self._begun(self._hosts[-1].number)
-        except BaseException:
-            self.remove()
-            raise
+    def create(self, plans: Sequence[HostPlan]) -> None:
+        self._plans = plans
+
+    def start(self, said: Said) -> dict[str, Host]:
+        for plan in self._plans:
+            self._hosts.append(ProcessHost(plan, self._started(plan), said))
+            self._begun(self._hosts[-1].number)
         return {host.name: host for host in self._hosts}
 
     def _started(self, plan: HostPlan) -> subprocess.Popen[bytes]:

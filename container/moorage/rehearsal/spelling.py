@@ -95,7 +95,7 @@ def channel(text: str) -> tuple[str, Channel]:
     """
     name, sign, rest = text.partition("=")
     if not sign or not rest:
-        raise ConfigError(f"{text!r} is not a channel", fix="give NAME=PATH, as train=data/train")
+        raise ConfigError(f"{text!r} is not a channel: NAME=PATH", fix="as train=data/train")
     given: dict[str, Any] = {}
     while "," in rest:
         rest_before, _, option = rest.rpartition(",")
