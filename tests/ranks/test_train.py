@@ -118,7 +118,6 @@ BIG = """
         for (x,) in run.batches(run.loader(data, 16)):
             run.backward(model(x).square().mean())
             run.step()
-            run._saver._checkpointer._join()
     print("trained to the end", flush=True)
     run.finish()
 """
