@@ -10,13 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
+from aws import aws_server
 from moorage.checkpoint.durable import digest, write_bytes
 from moorage.checkpoint.inspect import State, inspect_folder
 from moorage.checkpoint.layout import BEST, IGNORE, MANIFEST, METADATA, UPLOADED, UPLOADING, move_aside, step_name
 from moorage.checkpoint.manifest import Entry, Manifest
 from moorage.checkpoint.report import age_text, as_text, size_text
+from moorage.errors import CheckpointError, ConfigError
 
 HOSTS = ("algo-1", "algo-1", "algo-2", "algo-2")
 
@@ -85,6 +88,32 @@ def test_a_folder_as_it_comes_from_s3(tmp_path: Path) -> None:
     assert "whole, best" in text and "loss=0.25" in text and "4 fsdp" in text
     assert "uploaded: 5 of 6 files" in text
     assert "2 of 3 whole (hashes verified); a job goes on from step 20" in text
+
+
+def test_a_prefix_in_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit(tmp_path, 10)
+    (commit(tmp_path, 20) / shard(3)[0]).write_bytes(b"half")
+    with aws_server() as endpoint:
+        given = {"ENDPOINT_URL": endpoint, "REGION": "eu-west-1", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "y"}
+        for name, value in given.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        s3 = boto3.client("s3", endpoint_url=endpoint, region_name="eu-west-1")
+        s3.create_bucket(Bucket="bucket", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+        for path in tmp_path.rglob("*"):
+            if path.is_file():
+                s3.upload_file(str(path), "bucket", f"jobs/one/{path.relative_to(tmp_path)}")
+        s3.close()
+        done = moorage("s3://bucket/jobs/one")
+        assert done.returncode == 1
+        assert f"{shard(3)[0]} of algo-2: 4 bytes instead of 1003" in done.stdout
+        assert "1 of 2 whole (hashes verified); a job goes on from step 10" in done.stdout
+        one = moorage("s3://bucket/jobs/one/step-00000010/", "--json")
+        assert (one.returncode, [found["step"] for found in json.loads(one.stdout)["checkpoints"]]) == (0, [10])
+        assert (moorage("s3://bucket/jobs").returncode, moorage("s3://bucket/jobs").stdout) == (2, "no checkpoints\n")
+        absent = moorage("s3://another/jobs")
+        assert absent.returncode == CheckpointError.exit_code and "s3://another/jobs" in absent.stderr
+    wrong = moorage("s3://Bucket/jobs")
+    assert wrong.returncode == ConfigError.exit_code and "name it as s3://BUCKET/PREFIX" in wrong.stderr
 
 
 def test_every_damage_of_every_file_is_found(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""What lies in a checkpoint folder, and whether it is whole; for `moorage inspect`. No torch here."""
+"""What checkpoints there are, and whether they are whole; for `moorage inspect`. No torch here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from moorage.checkpoint import uploads
 from moorage.checkpoint.durable import describe
 from moorage.checkpoint.layout import BEST, MANIFEST, METADATA, UPLOADED, is_data_name, step_name, step_of
 from moorage.checkpoint.manifest import Manifest, ManifestError, read_manifest
+from moorage.checkpoint.opening import open_s3
 from moorage.checkpoint.source import Source, num_threads, verify
 from moorage.checkpoint.storage import Disk, Seen, Storage
+from moorage.contract.s3 import SCHEME, Address
 from moorage.errors import ConfigError
 
 Tell = Callable[[str, int, int], None]
@@ -73,6 +75,23 @@ class Report:
         committed = [found for found in self.checkpoints if found.state is not State.INCOMPLETE]
         usable = [found for found in committed if found.counts_for(host)]
         return 2 if not usable else int(len(usable) < len(committed))
+
+
+def inspect_place(where: str, env: Mapping[str, str], *, quick: bool = False, tell: Tell | None = None) -> Report:
+    """`inspect` for a folder or an address in S3, or the one step that it names. env: how S3 is reached.
+
+    Raises ConfigError when there is no such place, and CheckpointError as S3 refuses.
+    """
+    if not where.startswith(SCHEME):
+        return inspect_folder(Path(where), quick=quick, tell=tell)
+    address = Address.parse(where)
+    if address is None:
+        raise ConfigError(f"{where} is not an address in S3", fix="name it as s3://BUCKET/PREFIX")
+    folder, _, name = address.prefix.rpartition("/")
+    one = step_of(name)
+    if one is not None:
+        address = replace(address, prefix=folder)
+    return inspect(open_s3(address, env, {}), only=one, quick=quick, tell=tell)
 
 
 def inspect_folder(folder: Path, *, quick: bool = False, tell: Tell | None = None) -> Report:

@@ -1,7 +1,8 @@
-"""`moorage inspect`, `moorage goodput`: what a job left in its checkpoint folder."""
+"""`moorage inspect`, `moorage goodput`: what a job left where its checkpoints are."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,14 +20,20 @@ def add(app: typer.Typer) -> None:
         app,
         inspect,
         PANEL,
-        ["moorage inspect ml/one/checkpoints", "moorage inspect checkpoints/step-00000120 --json"],
+        [
+            "moorage inspect ml/one/checkpoints",
+            "moorage inspect checkpoints/step-00000120 --json",
+            "moorage inspect s3://bucket/jobs/digits --quick",
+        ],
         codes={"0": "all are whole", "1": "not all, but one at least", "2": "none that a job can go on from"},
     )
     command(app, goodput, PANEL, ["moorage goodput ml/one/checkpoints", "moorage goodput ml/one/checkpoints --json"])
 
 
 def inspect(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint folder, or one step-… in it.")],
+    place: Annotated[
+        str, typer.Argument(metavar="DIR", help="A checkpoint folder, or s3://BUCKET/PREFIX; or one step-… in it.")
+    ],
     as_json: Json = False,
     quick: Annotated[bool, typer.Option("--quick", help="Compare sizes only.")] = False,
     host: Annotated[
@@ -34,16 +41,16 @@ def inspect(
     ] = "",
     quiet: Quiet = False,
 ) -> None:
-    """List the checkpoints of a folder, and verify them.
+    """List the checkpoints of a folder or of an S3 prefix, and verify them.
 
-    Every file is verified by its hash; nothing is changed. Without --host, those of which only one host's part is here
-    do not count as whole.
+    Every file is verified by its hash, for which it is read whole; nothing is changed. Without --host, those of which
+    only one host's part is here do not count as whole.
     """
     from moorage.checkpoint import inspect as inspection
     from moorage.checkpoint import report
 
     progress = Progress("verifying", quiet=quiet)
-    found = inspection.inspect_folder(folder, quick=quick, tell=progress.tell)
+    found = inspection.inspect_place(place, os.environ, quick=quick, tell=progress.tell)
     progress.end()
     result(report.as_json(found, host) if as_json else report.as_text(found, host), as_json=as_json)
     raise typer.Exit(found.exit_code(host))
