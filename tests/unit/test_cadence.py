@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from moorage.contract.settings import Settings
 from moorage.errors import ConfigError
-from moorage.training.cadence import FIRST_SECONDS, LEAST_SECONDS, MOST_SECONDS, SLOWDOWN, Cadence, optimum
+from moorage.training.cadence import FIRST_SECONDS, LEAST_SECONDS, MOST_SECONDS, Cadence, optimum
+from moorage.training.slowdown import ASSUMED, Slowdown
 
 HOURS = 3600.0
 
@@ -62,11 +63,11 @@ def test_the_interval_stays_within_its_bounds(saves: list[tuple[float, float]], 
 def test_the_choice_is_told_with_its_sum_and_again_only_when_it_changes() -> None:
     cadence = Cadence(fixed=None, between=6 * HOURS)
     told = cadence.measured(pause=0.8, seconds=67.0)
-    cost = 0.8 + SLOWDOWN * 66.2
+    cost = 0.8 + ASSUMED * 66.2
     assert cadence.interval == pytest.approx(optimum(cost, 6 * HOURS))
     assert told == (
-        "a checkpoint every 561 s: a save takes 7.42 s of training (a pause of 0.8 s and 10% of 66.2 s behind it), an "
-        "interruption is assumed every 6 h (setting interruption_hours); the optimum, about "
+        "a checkpoint every 561 s: a save takes 7.42 s of training (a pause of 0.8 s and 10%, as assumed, of 66.2 s "
+        "behind it), an interruption is assumed every 6 h (setting interruption_hours); the optimum, about "
         "sqrt(2 x 7.42 s x 21600 s), is 561 s; expected loss 2.93%"
     )
     assert cadence.measured(pause=0.9, seconds=70.0) == ""
@@ -80,8 +81,39 @@ def test_one_slow_save_does_not_change_the_rhythm() -> None:
     cadence = Cadence(fixed=None, between=6 * HOURS)
     for seconds in (10, 10, 10, 300, 10):
         cadence.measured(pause=0.5, seconds=seconds)
-    assert cadence.interval == pytest.approx(optimum(0.5 + SLOWDOWN * 9.5, 6 * HOURS))
+    assert cadence.interval == pytest.approx(optimum(0.5 + ASSUMED * 9.5, 6 * HOURS))
     assert cadence.longest == 300
+
+
+def steps(slowdown: Slowdown, usual: float, behind: float, num: int, now: float = 0.0) -> float:
+    """Training with one save: `num` steps before it and while it is under way, each so many seconds; when it is over.
+
+    The step that holds the pause takes long, and so does the one in which the save ends.
+    """
+    for number in range(2 * num + 3):
+        now += {0: 0.0, num + 1: 50.0, 2 * num + 2: 50.0}.get(number, usual if number <= num else behind)
+        slowdown.step(now, saving=num < number < 2 * num + 2)
+    return now
+
+
+def test_what_a_save_takes_from_the_steps_behind_it_is_measured() -> None:
+    slowdown = Slowdown()
+    assert (slowdown.measured, slowdown.share) == (False, ASSUMED)
+    now = steps(slowdown, 1.0, 1.25, num=4)
+    assert (slowdown.measured, slowdown.share) == (False, ASSUMED), "too few steps to tell"
+    steps(slowdown, 1.0, 1.25, num=2, now=now)
+    assert slowdown.measured and slowdown.share == pytest.approx(0.2)
+    faster = Slowdown()
+    steps(faster, 1.0, 0.9, num=9)
+    assert faster.share == 0.0
+
+
+def test_a_measured_slowdown_counts_in_the_cost() -> None:
+    cadence = Cadence(fixed=None, between=6 * HOURS)
+    steps(cadence.slowdown, 1.0, 2.0, num=9)
+    told = cadence.measured(pause=0.8, seconds=20.8)
+    assert cadence.interval == pytest.approx(optimum(10.8, 6 * HOURS))
+    assert "a pause of 0.8 s and 50%, as measured, of 20 s behind it" in told
 
 
 @pytest.mark.parametrize(

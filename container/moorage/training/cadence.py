@@ -6,6 +6,8 @@ import math
 import statistics
 from collections import deque
 
+from moorage.training.slowdown import Slowdown
+
 FIRST_SECONDS = 30.0
 """From the first step to the first save, whose cost nobody knows yet: an early interruption loses little."""
 
@@ -17,9 +19,6 @@ MOST_SECONDS = 3600.0
 
 SAVES_APART = 2.0
 """An interval is at least this many times the length of a save, so that training is alone half of the time."""
-
-SLOWDOWN = 0.1
-"""Of training while a save is written behind it, assumed: it shares cores, memory and disk with the writing."""
 
 _REMEMBERED = 5
 _NOTABLE = 1.25
@@ -47,13 +46,14 @@ class Cadence:
     """The interval between the starts of two saves, in `interval`: seconds, infinite for never.
 
     fixed: seconds that somebody chose, 0 for never; None to choose it here from what the saves were measured to take.
-    between: mean seconds between interruptions.
+    between: mean seconds between interruptions. slowdown: is to be told of every step.
     """
 
     def __init__(self, *, fixed: float | None, between: float) -> None:
         self._fixed, self._between = fixed, between
         self._pauses: deque[float] = deque(maxlen=_REMEMBERED)
         self._lengths: deque[float] = deque(maxlen=_REMEMBERED)
+        self.slowdown = Slowdown()
         self._said = 0.0
         self.interval = (fixed or math.inf) if fixed is not None else min(FIRST_SECONDS, between / 10)
 
@@ -73,7 +73,7 @@ class Cadence:
             return ""
         # The median: one save that met a busy disk does not change the rhythm.
         pause, seconds = statistics.median(self._pauses), statistics.median(self._lengths)
-        cost = pause + SLOWDOWN * max(0.0, seconds - pause)
+        cost = pause + self.slowdown.share * max(0.0, seconds - pause)
         best = optimum(cost, self._between)
         least, most = self._bounds(seconds)
         self.interval = max(least, min(most, best))
@@ -93,12 +93,14 @@ class Cadence:
             bound = f", raised to {SAVES_APART:g} saves' length" if self.interval <= least else ", raised to the least"
         elif self.interval < best:
             bound = ", cut to the most"
+        how = "measured" if self.slowdown.measured else "assumed"
         loss = cost / self.interval + (self.interval / 2 + seconds) / self._between
+        behind = f"{self.slowdown.share:.0%}, as {how}, of {_short(max(0.0, seconds - pause))} behind it"
         return (
             f"a checkpoint every {_short(self.interval)}: a save takes {_short(cost)} of training (a pause of "
-            f"{_short(pause)} and {SLOWDOWN:.0%} of {_short(max(0.0, seconds - pause))} behind it), an interruption is "
-            f"assumed every {self._between / 3600:.3g} h (setting interruption_hours); the optimum, about "
-            f"sqrt(2 x {_short(cost)} x {_short(self._between)}), is {_short(best)}{bound}; expected loss {loss:.2%}"
+            f"{_short(pause)} and {behind}), an interruption is assumed every {self._between / 3600:.3g} h (setting "
+            f"interruption_hours); the optimum, about sqrt(2 x {_short(cost)} x {_short(self._between)}), is "
+            f"{_short(best)}{bound}; expected loss {loss:.2%}"
         )
 
 

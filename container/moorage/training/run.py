@@ -278,7 +278,7 @@ class Run:
             self._log(self._take_step_metrics())
         wishes = self._stop_wish() | (SAVE if self.is_main and self._saver.time_is_due() else 0)
         agreed = self._agreement.exchange(wishes)
-        self._saver.poll()
+        self._saver.stepped()
         if agreed & STOP:
             self.leave()
         if agreed & SAVE or self._saver.steps_are_due(self._position.step):

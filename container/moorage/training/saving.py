@@ -202,6 +202,11 @@ class Saver:
             self._checkpointer.prepare(self._state(run_state, stream)[0])
         self._last_save = time.monotonic()
 
+    def stepped(self) -> None:
+        """A step is done, and no save has begun since."""
+        self.cadence.slowdown.step(time.monotonic(), saving=self._under_way is not None)
+        self.poll()
+
     def poll(self) -> None:
         """Say how a save behind the training ended, once it has."""
         while outcome := self._checkpointer.poll():
