@@ -14,9 +14,7 @@ PANEL = "Project"
 
 
 def add(app: typer.Typer) -> None:
-    command(
-        app, init, PANEL, ["moorage init my-job", "moorage init --image 123.dkr.ecr.eu-central-1.amazonaws.com/x:1"]
-    )
+    command(app, init, PANEL, ["moorage init my-job", "moorage init -i registry:5000/team/image:1"])
 
 
 def init(

@@ -86,8 +86,8 @@ def run(
     rehearsed = assemble(description, datetime.now())
     stopper = Stopper()
     show = Show(rehearsed, logs=logs, only=_regex(only), quiet=quiet)
-    with show, _interruptible(stopper, show):
-        for line in announced(rehearsed, _chosen(job, rehearsed)):
+    with show, interruptible(stopper, show):
+        for line in announced(rehearsed, chosen(job, rehearsed)):
             show.tell(line)
         outcome = rehearse(rehearsed, show, env=os.environ, stop=stopper)
     result(outcome.to_json() if as_json else summary(outcome), as_json=as_json)
@@ -96,7 +96,7 @@ def run(
     raise typer.Exit({"Completed": 0, "Failed": 1}.get(outcome.status, 3))
 
 
-def _chosen(flags: Flags, job: Job) -> dict[str, str]:
+def chosen(flags: Flags, job: Job) -> dict[str, str]:
     """What nobody said, and why it is so."""
     from moorage.rehearsal.jobfile import find
 
@@ -116,7 +116,7 @@ def _regex(text: str) -> re.Pattern[str] | None:
 
 
 @contextmanager
-def _interruptible(stopper: Stopper, show: Show) -> Iterator[None]:
+def interruptible(stopper: Stopper, show: Show) -> Iterator[None]:
     """The first Ctrl-C, SIGTERM or SIGHUP asks the job to stop, the second kills it; the shell gets its terminal back
     only when nothing is left."""
 

@@ -62,15 +62,18 @@ def command(job: Job) -> tuple[str, ...]:
     return ("train", *job.arguments)
 
 
-def environment(job: Job) -> dict[str, str]:
-    """Of the container: the job's, and what the platform adds. Raises ConfigError."""
+def environment(job: Job, attempt: int = 1) -> dict[str, str]:
+    """Of the container: the job's, and what the platform adds. attempt: from 1. Raises ConfigError."""
     _limits("environment variable", job.env, longest=512)
     platform = {
         "TRAINING_JOB_NAME": job.name,
         "TRAINING_JOB_ARN": f"arn:aws:sagemaker:{REGION}:000000000000:training-job/{job.name}",
         "AWS_REGION": REGION,
     }
-    ranks = {} if job.ranks_per_host is None else {"MOORAGE_RANKS_PER_HOST": str(job.ranks_per_host)}
+    number = job.ranks_per_host
+    if job.ranks_by_attempt:
+        number = job.ranks_by_attempt[min(attempt, len(job.ranks_by_attempt)) - 1]
+    ranks = {} if number is None else {"MOORAGE_RANKS_PER_HOST": str(number)}
     return {**platform, **ranks, **job.env}
 
 

@@ -48,14 +48,13 @@ class HostPlan:
     mounts: tuple[Mount, ...]
 
 
-def plan(job: Job, home: Path, extra: Mapping[str, str] | None = None) -> tuple[HostPlan, ...]:
+def plan(job: Job, home: Path, extra: Mapping[str, str] | None = None, *, attempt: int = 1) -> tuple[HostPlan, ...]:
     """Those of one attempt, below `home`. extra: environment that the engine needs. Raises ConfigError."""
-    return tuple(
-        _host(job, index, name, home / f"algo-{index + 1}", extra or {}) for index, name in enumerate(job.host_names)
-    )
+    env = {**clients.environment(job, attempt), **(extra or {})}
+    return tuple(_host(job, index, name, home / f"algo-{index + 1}", env) for index, name in enumerate(job.host_names))
 
 
-def _host(job: Job, index: int, name: str, home: Path, extra: Mapping[str, str]) -> HostPlan:
+def _host(job: Job, index: int, name: str, home: Path, env: Mapping[str, str]) -> HostPlan:
     ml = (home / "ml").absolute()
     docker = job.engine == "docker"
     inside = ML if docker else ml
@@ -85,7 +84,7 @@ def _host(job: Job, index: int, name: str, home: Path, extra: Mapping[str, str])
         inside=inside,
         interface="eth0" if docker else "lo",
         command=clients.command(job),
-        env={**clients.environment(job), **extra},
+        env=env,
         checkpoints=folder if job.checkpoint_config else None,
         checkpoint_path=seen,
         mounts=tuple(mounts),

@@ -84,7 +84,8 @@ class Job:
     program: the entry point in `source`, the folder of code; None leaves it to the image. arguments: of the program,
     beside the hyperparameters (ContainerArguments `train PROGRAM ARGUMENTS`).
     image: for the engine docker. hyperparameters: as typed; `client` says how they are encoded on their way.
-    ranks_per_host: MOORAGE_RANKS_PER_HOST; None leaves it to what the container finds.
+    ranks_per_host: MOORAGE_RANKS_PER_HOST; None leaves it to what the container finds. ranks_by_attempt: the same for
+    the first attempt, the second, ...; the last goes on; empty is ranks_per_host for all.
     gpus, shm_size, memory, cpus: as `docker run` has them: "all" or a number, "64m", "2g", 1.5. None: the engine's own.
     checkpoints: the folder, or s3://bucket/prefix, that stands for CheckpointConfig.S3Uri; None is a folder of the
     run. checkpoint_config: whether the job has a CheckpointConfig at all; without one nothing survives an interruption.
@@ -113,6 +114,7 @@ class Job:
     client: Client = "sdk-v2"
     hosts: int = 1
     ranks_per_host: int | None = None
+    ranks_by_attempt: tuple[int, ...] = ()
     gpus: str | None = None
     shm_size: str | None = None
     memory: str | None = None
@@ -192,6 +194,7 @@ def _numbers(job: Job) -> None:
         for name, holds in {
             "hosts": 1 <= job.hosts <= 250,
             "ranks_per_host": job.ranks_per_host is None or job.ranks_per_host >= 1,
+            "ranks_by_attempt": all(ranks >= 1 for ranks in job.ranks_by_attempt),
             "cpus": job.cpus is None or job.cpus > 0,
             "grace": job.grace >= 0,
             "sync_delay": job.sync_delay >= 0,

@@ -120,7 +120,7 @@ class _Life:
         if number > 1:
             self._status.enter("Starting")
         home = self._job.folder / runs.HOSTS
-        plans = hosts.plan(self._job, home, self._engine.environment())
+        plans = hosts.plan(self._job, home, self._engine.environment(), attempt=number)
         self._status.enter("Downloading")
         self._observer.begin()
         with Stage(self._job, number, plans, kept, self._journal) as stage:

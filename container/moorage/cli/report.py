@@ -1,0 +1,119 @@
+"""`moorage report`: a job as one page, as a summary, or as data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moorage.cli.help import command
+from moorage.cli.terminal import Json, Quiet, logged, narrate, narrator, result
+from moorage.errors import ConfigError
+
+if TYPE_CHECKING:
+    from moorage.rehearsal.prices import Prices
+    from moorage.rehearsal.report import Report
+
+PANEL = "Rehearsal"
+PAGE = "report.html"
+
+
+def add(app: typer.Typer) -> None:
+    command(
+        app,
+        report,
+        PANEL,
+        [
+            "moorage report",
+            "moorage report runs/digits-2026-01-31-12-00-00-123 --on-demand-price 3.06 --spot-price 0.92",
+            "moorage report checkpoints/ --log cloudwatch.txt -o job.html",
+            "moorage report --json | jq .goodput",
+        ],
+    )
+
+
+def report(
+    job: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[JOB]",
+            help="Folder of a rehearsal, or its name; of one host; of checkpoints. Else the newest in runs/.",
+        ),
+    ] = None,
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="The page; else report.html in a rehearsal's folder, or here."
+        ),
+    ] = None,
+    log: Annotated[
+        list[Path] | None,
+        typer.Option("--log", metavar="FILE", help="A log with the job's metric lines, in its order."),
+    ] = None,
+    on_demand_price: Annotated[
+        float | None, typer.Option("--on-demand-price", metavar="PRICE", help="Of an instance and hour.")
+    ] = None,
+    spot_price: Annotated[float | None, typer.Option("--spot-price", metavar="PRICE", help="The same on Spot.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what a job did: attempts, saves and interruptions, metrics, where the time went, what Spot saves.
+
+    One HTML page with everything in it, to be sent or printed, and a summary here. With --json the same data goes to
+    stdout, and the page is written only where --output names it.
+    """
+    from moorage.rehearsal.report import read_report
+    from moorage.rehearsal.report_page import write_page
+    from moorage.rehearsal.summary import report_summary
+
+    told = narrator(quiet=quiet)
+    with logged(lambda text, style: narrate(told, text, style)):
+        found = read_report(_folder(job), prices=_prices(on_demand_price, spot_price), logs=log or ())
+    page = output or (None if as_json else _page(found))
+    if page is not None:
+        try:
+            write_page(found, page)
+        except OSError as error:
+            raise ConfigError(
+                f"the page {page} cannot be written", why=str(error.strerror), fix="name another file by --output"
+            ) from None
+    if as_json:
+        result(found.to_json(), as_json=True)
+    else:
+        result([*report_summary(found), "", f"  {'page':<14} {page}"])
+
+
+def _folder(job: Path | None) -> Path:
+    """The folder of what was named, or of the newest rehearsal."""
+    from moorage.rehearsal.assemble import RUNS
+    from moorage.rehearsal.journal import FILE
+
+    if job is not None:
+        return RUNS / job if not job.exists() and (RUNS / job).is_dir() else job
+    made = sorted((path.stat().st_mtime, path.parent) for path in RUNS.glob(f"*/{FILE}"))
+    if not made:
+        raise ConfigError(
+            f"there is no rehearsal in {RUNS.resolve()}", fix="name the job's folder, or make one by `moorage run`"
+        )
+    return made[-1][1]
+
+
+def _page(found: Report) -> Path:
+    """Beside what the rehearsal left; never among checkpoints, which belong to a job."""
+    from moorage.rehearsal.journal import FILE
+
+    return found.folder / PAGE if (found.folder / FILE).is_file() else Path(PAGE)
+
+
+def _prices(on_demand: float | None, spot: float | None) -> Prices | None:
+    from moorage.rehearsal.prices import Prices
+
+    if on_demand is None and spot is None:
+        return None
+    if on_demand is None or spot is None:
+        raise ConfigError(
+            "one price alone says nothing", fix="give both --on-demand-price and --spot-price, per hour and instance"
+        )
+    return Prices(on_demand=on_demand, spot=spot)
