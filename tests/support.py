@@ -218,12 +218,13 @@ def run_train(
     ranks: int = 1,
     hyperparameters: Mapping[str, str] | None = None,
     env: Mapping[str, str] | None = None,
+    host_env: Mapping[str, Mapping[str, str]] | None = None,
     **settings: object,
 ) -> Iterator[list[HostProcess]]:
     """A job on `hosts` hosts of `ranks` ranks each; what is left of it is killed at the end.
 
     program: the text of train.py. The folders are base/<host>: with the same base, and neither program nor
-    hyperparameters, the job is started another time. settings: such as grace=3.
+    hyperparameters, the job is started another time. host_env: more environment, by host. settings: such as grace=3.
     """
     names = loopback_hosts(hosts) if hosts > 1 else ("algo-1",)
     env = {**job_settings(ranks_per_host=ranks, **settings), **(env or {})}
@@ -235,5 +236,5 @@ def run_train(
                 folder.code(train=textwrap.dedent(program))
             if hyperparameters is not None:
                 folder.hyperparameters(**hyperparameters)
-            running.append(start(folder, env=env))
+            running.append(start(folder, env={**env, **(host_env or {}).get(name, {})}))
         yield running

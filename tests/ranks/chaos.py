@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from moorage.contract.ledger import read_ledger
 from support import HostProcess, JobFolder, loopback_hosts, run_train, wait_until
 
 PROGRAM = Path(__file__).with_name("chaos_program.py").read_text(encoding="utf-8")
@@ -53,8 +54,10 @@ class ChaosJob:
         self.folders = [JobFolder(base / name, hosts=names, host=name) for name in names]
 
     @contextlib.contextmanager
-    def start(self, **settings: object) -> Iterator[list[HostProcess]]:
-        """`train` on every host; killed at the end if it still runs."""
+    def start(
+        self, *, host_env: Mapping[str, Mapping[str, str]] | None = None, **settings: object
+    ) -> Iterator[list[HostProcess]]:
+        """`train` on every host; killed at the end if it still runs. host_env: more environment, by host."""
         given = {"strategy": self.strategy, "checkpoint_steps": 7, **settings}
         with run_train(
             self.base,
@@ -63,6 +66,8 @@ class ChaosJob:
             ranks=self.ranks,
             hyperparameters={name: str(value) for name, value in self.options.items()}
             | {f"moorage_{name}": str(value) for name, value in given.items()},
+            env={"PYTHONPATH": str(Path(__file__).parent.parent)},
+            host_env=host_env,
             # Longer than elsewhere: here the machine may be busy with other ranks.
             grace=60,
             heartbeat_timeout=30,
@@ -70,9 +75,9 @@ class ChaosJob:
         ) as hosts:
             yield hosts
 
-    def finishes(self, **settings: object) -> list[HostProcess]:
-        """Start it and leave it alone."""
-        with self.start(**settings) as hosts:
+    def finishes(self, **given: Any) -> list[HostProcess]:
+        """Start it and leave it alone. given: as for `start`."""
+        with self.start(**given) as hosts:
             assert [host.ends(DEADLINE) for host in hosts] == [0] * len(hosts), reports(hosts)
         return hosts
 
@@ -88,7 +93,8 @@ class ChaosJob:
 
     def events(self, *kinds: str, host: int = 0) -> list[dict[str, Any]]:
         """What the ledger of one host says, oldest first."""
-        return [event for event in self.folders[host].ledger() if event["event"] in kinds]
+        records = read_ledger(self.folders[host].checkpoints)
+        return [event for record in records for event in record.events if event["event"] in kinds]
 
     def peak(self) -> int:
         """The highest step that any rank has done."""

@@ -1,7 +1,7 @@
 """The program that the chaos tests interrupt. It has all that could come out otherwise after an interruption.
 
 Noise drawn by the dataset, in workers too, dropout, BatchNorm, AdamW with a schedule, an evaluation each epoch. Every
-rank notes each step once it is done, with the samples it trained on and its loss, in notes/rank-N.jsonl of its host.
+rank notes each step once it is done, with the samples it trained on and its loss, in notes/rank-N.jsonl of its host. moments.py lets it linger or die.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 import moorage
+from ranks import moments
 
 CLASSES, FEATURES, WIDTH = 10, 64, 48
 
@@ -35,6 +36,7 @@ class Digits(Dataset[tuple[int, Tensor, Tensor]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor]:
+        moments.linger("idle")
         image = self.images[index]
         if self.noise:
             image = image + self.noise * torch.randn(FEATURES)
@@ -65,6 +67,7 @@ class Notes:
 
 def main() -> None:
     run = moorage.start(log_every=1)
+    moments.install()
     hp = run.hyperparameters(
         epochs=5, samples=960, batch_size=24, drop_last=True, workers=0, noise=0.5, dropout=0.1, norm=True, pause=0.004
     )
@@ -83,6 +86,7 @@ def main() -> None:
             loss = functional.cross_entropy(model(images), labels)
             run.backward(loss)
             time.sleep(hp.pause)  # room for an interruption: the arithmetic alone is over in a moment
+            moments.linger("step")
             micro, done = run._feed.micro, run.steps_done
             assert micro is not None
             try:
@@ -100,6 +104,7 @@ def main() -> None:
         for _, images, labels in run.evaluating(validation):
             right += int((model(images).argmax(1) == labels).sum())
             time.sleep(hp.pause)
+            moments.linger("evaluation")
         run.report(val_accuracy=run.sum(right) / 240)
     run.finish()
 
