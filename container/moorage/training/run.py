@@ -292,7 +292,7 @@ class Run:
     def should_stop(self) -> bool:
         """Whether the ranks agree to stop, for loops of one's own, which then call run.leave(). Collective."""
         self._begin_training()
-        return bool(self._agreement.settle(self._stop_wish()) & STOP)
+        return bool(self._agreement.settle(self._stop_wish(), able=STOP))
 
     def leave(self) -> None:
         """Save, and end this rank as a stop asks it to. Collective. Raises Stopped.
@@ -327,7 +327,7 @@ class Run:
             for batch in self._feed.evaluation(loader):
                 yield batch
                 self._life.sign()
-                if self._agreement.exchange(self._stop_wish()) & STOP:
+                if self._agreement.exchange(self._stop_wish(), able=STOP):
                     break
             else:
                 return

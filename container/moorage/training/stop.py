@@ -125,14 +125,17 @@ class Agreement:
         self._group = group
         self._message = torch.zeros(3, dtype=torch.int64)
         self._work: dist.Work | None = None
-        self._wishes = 0
+        self._wishes = self._kept = 0
         self._calls = self._posted_at = 0
         self._posted_time = time.monotonic()
         self._due = 1
         self._microseconds = 0  # per call, of the slowest rank
 
-    def exchange(self, wishes: int) -> int:
-        """Give this rank's wishes; take what all ranks wished when they last exchanged them. Every rank calls alike."""
+    def exchange(self, wishes: int, *, able: int = STOP | SAVE) -> int:
+        """Give this rank's wishes; take what all ranks wished when they last exchanged them. Every rank calls alike.
+
+        able: to do now. What else was agreed on is kept for the next call that is able to.
+        """
         if self._group is None:
             return wishes
         self._calls += 1
@@ -143,16 +146,21 @@ class Agreement:
             # The eighth keeps the first calls close together, while the pace is not yet known well.
             most = self._calls // 8
             self._due = self._calls + max(1, min(most, int(EXCHANGE_SECONDS * 1e6) // max(1, self._microseconds)))
-        return agreed
+        return self._answer(agreed, able)
 
-    def settle(self, wishes: int) -> int:
+    def settle(self, wishes: int, *, able: int = STOP | SAVE) -> int:
         """Exchange, and take the result at once."""
         if self._group is None:
             return wishes
         self._wishes |= wishes
         agreed = self._result()
         self._post()
-        return agreed | self._result()
+        return self._answer(agreed | self._result(), able)
+
+    def _answer(self, agreed: int, able: int) -> int:
+        agreed |= self._kept
+        self._kept = agreed & ~able
+        return agreed & able
 
     def _post(self) -> None:
         now = time.monotonic()
