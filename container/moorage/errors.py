@@ -6,6 +6,8 @@ only the commands (`train`, `serve`, `moorage`) turn an error into an exit code 
 
 from __future__ import annotations
 
+import errno
+
 STOPPED = 143
 """Exit code of a job stopped by SIGTERM with its state saved: 128 + SIGTERM, as the shell has it."""
 
@@ -77,3 +79,9 @@ class EngineError(MoorageError):
     """The container engine, the image or this machine cannot do what a rehearsal needs."""
 
     exit_code = 71
+
+
+def describe(error: OSError) -> str:
+    """`ENOSPC (No space left on device)`."""
+    name = errno.errorcode.get(error.errno, "") if error.errno else ""
+    return f"{name} ({error.strerror})" if name else str(error)

@@ -15,6 +15,9 @@ from pathlib import Path
 import xxhash
 
 from moorage.checkpoint.layout import IGNORE
+from moorage.errors import describe
+
+__all__ = ["BLOCK", "CHUNK", "FileFacts", "Writer", "describe", "digest", "sync_folder", "write_bytes", "writing"]
 
 log = logging.getLogger("moorage")
 
@@ -135,9 +138,3 @@ def sync_folder(folder: Path) -> None:
 
 def digest(data: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(data)
-
-
-def describe(error: OSError) -> str:
-    """`ENOSPC (No space left on device)`."""
-    name = errno.errorcode.get(error.errno, "") if error.errno else ""
-    return f"{name} ({error.strerror})" if name else str(error)

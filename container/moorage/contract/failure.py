@@ -13,12 +13,12 @@ import signal as signals
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 from moorage.contract.secrets import known_secrets, redact
 from moorage.contract.values import decode
-from moorage.errors import MoorageError
+from moorage.errors import MoorageError, describe
 
 LIMIT = 1024
 """Of the failure file, in bytes; never more characters than that either."""
@@ -161,14 +161,24 @@ def write_failure(path: Path, failure: Failure, known: Iterable[str] = ()) -> bo
         path.parent.mkdir(parents=True, exist_ok=True)
         # Exclusively: a program that writes its own at this very moment wins as well.
         with path.open("x", encoding="utf-8") as file:
-            file.write(failure.redacted(known).text())
+            _fill(path, file, failure.redacted(known).text())
     except OSError as error:
         if isinstance(error, FileExistsError) and path.is_file():
             logger.info("the program wrote a failure file of its own, which is kept: %s", path)
         else:
-            logger.warning("cannot write the failure file %s: %s", path, error.strerror)
+            logger.warning("cannot write the failure file %s: %s", path, describe(error))
         return False
     return True
+
+
+def _fill(path: Path, file: IO[str], text: str) -> None:
+    """Raises OSError, and then there is no file: an empty one would be shown as the reason."""
+    try:
+        file.write(text)
+        file.flush()
+    except OSError:
+        path.unlink()
+        raise
 
 
 _SIGNAL_HINTS = {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 
 from moorage.contract.config import JobConfig
 from moorage.contract.goodput import measure
 from moorage.contract.ledger import read_ledger
+from moorage.errors import describe
 
 FILE = "goodput.json"
 
@@ -24,8 +26,12 @@ def account(config: JobConfig) -> None:
     for line in goodput.table():
         logger.info("%s", line)
     path = config.paths.output_data / FILE
+    part = path.with_name(f".{FILE}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(goodput.to_json(), indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(goodput.to_json(), indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
     except OSError as error:
-        logger.warning("cannot write %s: %s", path, error.strerror)
+        logger.warning("cannot write %s: %s", path, describe(error))
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
