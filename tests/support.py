@@ -209,6 +209,11 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def make_room(folder: Path, size: str) -> None:
+    """Let the small disk at `folder` have another size."""
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+
+
 @contextlib.contextmanager
 def run_train(
     base: Path,

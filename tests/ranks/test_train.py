@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from support import ROOT, JobFolder, digits, free_port, job_settings, run_train, small_disk, starting
+from support import ROOT, JobFolder, digits, free_port, job_settings, run_train, starting
 
 EXAMPLES = ROOT / "examples"
 
@@ -121,22 +120,6 @@ BIG = """
     print("trained to the end", flush=True)
     run.finish()
 """
-
-
-def test_a_full_disk_is_named_and_training_goes_on_with_the_earlier_checkpoint_intact(tmp_path: Path) -> None:
-    """Room for two checkpoints of 4 MB, and not for the third that comes before the first may go."""
-    folder = JobFolder(tmp_path / "algo-1")
-    with small_disk(folder.checkpoints, "10m"):
-        with run_train(tmp_path, BIG, ranks=2, checkpoint_steps=4, keep=5) as (host,):
-            code = host.ends(60)
-        assert code == 0, host.report()
-        assert "ENOSPC" in host.stderr
-        assert "training goes on" in host.stderr
-        assert host.lines("trained to the end")
-        whole = sorted(path.parent.name for path in folder.checkpoints.glob("step-*/manifest.json"))
-        assert whole == ["step-00000004", "step-00000008"]
-        assert sorted(path.name for path in folder.checkpoints.glob("step-*")) == whole, "something partial was left"
-    assert load_file(folder.model / "model.safetensors")
 
 
 @pytest.mark.parametrize(("blocked", "code"), [("checkpoints", 74), ("model", 73)])
