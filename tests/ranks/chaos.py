@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import random
+import shutil
 import statistics
 import tempfile
 import time
@@ -20,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from moorage.contract.ledger import read_ledger
+from ranks import moments
 from support import HostProcess, JobFolder, loopback_hosts, run_train, wait_until
 
 PROGRAM = Path(__file__).with_name("chaos_program.py").read_text(encoding="utf-8")
@@ -80,6 +82,16 @@ class ChaosJob:
         with self.start(**given) as hosts:
             assert [host.ends(DEADLINE) for host in hosts] == [0] * len(hosts), reports(hosts)
         return hosts
+
+    def let_linger(self, where: str, rank: int) -> None:
+        """Have a rank linger there until it hears SIGTERM: once, with a line "lingers: <where>" when it does."""
+        (moments.marks(self.folders[rank // self.ranks].base) / f"{where}-{rank}").touch()
+
+    def forget_moments(self) -> None:
+        """Let none linger any more, and let those to come do so anew."""
+        for folder in self.folders:
+            shutil.rmtree(moments.marks(folder.base), ignore_errors=True)
+            moments.marks(folder.base).mkdir()
 
     def notes(self) -> list[Note]:
         """Of all ranks and starts, in the order of time."""

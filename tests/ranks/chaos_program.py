@@ -1,7 +1,8 @@
 """The program that the chaos tests interrupt. It has all that could come out otherwise after an interruption.
 
 Noise drawn by the dataset, in workers too, dropout, BatchNorm, AdamW with a schedule, an evaluation each epoch. Every
-rank notes each step once it is done, with the samples it trained on and its loss, in notes/rank-N.jsonl of its host. moments.py lets it linger or die.
+rank notes each step once it is done, with the samples it trained on and its loss, in notes/rank-N.jsonl of its host.
+Where it lingers or dies, for a test, is in moments.py.
 """
 
 from __future__ import annotations

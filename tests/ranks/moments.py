@@ -1,8 +1,8 @@
 """Exact moments in the life of a rank, for the chaos program: there it lingers until it was asked to stop, or dies.
 
-What a test wants lies in files, since a restarted rank is to know it too: `<job>/<host>/moments/<where>-<rank>` is there
-where that rank is to linger, and `asked-<rank>` once it has heard SIGTERM. `<job>/kills.json` lists the deaths, one for
-each attempt, and a line of `<job>/killed.jsonl` is written by the one that dies, just before.
+What a test wants lies in files, since a restarted rank is to know it too. `<job>/<host>/moments/<where>-<rank>` is
+there when that rank is to linger, and `asked-<rank>` once it has heard SIGTERM. `<job>/kills.json` lists the deaths,
+one for each attempt; the one that dies writes a line of `<job>/killed.jsonl` just before.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _before(module: ModuleType, name: str, action: Callable[..., None]) -> None:
 
 def _name_of(file: Any) -> str:
     """The path of what a function of os was given: a path or an open file."""
-    return os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else str(file)
+    return str(Path(f"/proc/self/fd/{file}").readlink()) if isinstance(file, int) else str(file)
 
 
 def _await_death() -> None:
