@@ -82,13 +82,13 @@ def _program(source: str | None, program: str | None) -> tuple[Path | None, str 
     if source is None:
         if path.is_file():
             return path.parent, path.name
-        if _MODULE.fullmatch(program):
+        if _is_module(program):
             return Path(), program
         raise ProgramError(
             f"there is no program {program}", why=f"looked for in {Path.cwd()}", fix="give the path of its file"
         )
     home = Path(source)
-    if (home / path).is_file() or (home.is_dir() and _MODULE.fullmatch(program) and path.suffix != ".py"):
+    if (home / path).is_file() or (home.is_dir() and _is_module(program)):
         return home, program
     if path.is_file() and path.resolve().is_relative_to(home.resolve()):
         return home, str(path.resolve().relative_to(home.resolve()))
@@ -97,6 +97,10 @@ def _program(source: str | None, program: str | None) -> tuple[Path | None, str 
     raise ProgramError(
         f"there is no program {program} in {home}", fix="name a file of that folder, or another folder by --source"
     )
+
+
+def _is_module(program: str) -> bool:
+    return bool(_MODULE.fullmatch(program)) and not program.endswith((".py", ".sh"))
 
 
 def _name(base: str, now: datetime) -> str:

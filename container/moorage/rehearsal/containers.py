@@ -45,7 +45,10 @@ def connect(env: Mapping[str, str], pool: int = 10) -> Any:
         ) from None
     with engine_errors("be reached"):
         client = docker.from_env(environment=dict(env), timeout=120, max_pool_size=pool)
-        client.ping()
+        with contextlib.ExitStack() as failing:
+            failing.callback(client.close)
+            client.ping()
+            failing.pop_all()
         return client
     raise AssertionError("unreachable")
 

@@ -98,7 +98,7 @@ class _Life:
             retries, stuck = self._job.retries, 0
             while True:
                 highest = self._observer.highest
-                why = self._attempt(kept)
+                why = self._attempt(kept, again=retries > 0)
                 stuck = stuck + 1 if self._observer.highest == highest else 0
                 if stuck == _STUCK:
                     self._note(f"{_STUCK} attempts in a row came no further than step {highest or 0}", warning=True)
@@ -114,8 +114,8 @@ class _Life:
         finally:
             kept.close()
 
-    def _attempt(self, kept: prefix.Prefix) -> str:
-        """Why it ended."""
+    def _attempt(self, kept: prefix.Prefix, *, again: bool) -> str:
+        """Why it ended. again: whether the job is started again after a fault of the machine."""
         number, up = len(self._attempts) + 1, time.monotonic()
         if number > 1:
             self._status.enter("Starting")
@@ -130,7 +130,7 @@ class _Life:
                 # Before the folders go: what runs there writes to them.
                 self._engine.remove()
                 self._engine.own(home)
-            last = watched.why not in ("interruption", "fault")
+            last = watched.why != "interruption" and not (watched.why == "fault" and again)
             if last:
                 self._status.enter("Uploading")
             self._flush(stage, watched)
