@@ -89,7 +89,8 @@ class Checkpointer:
         line in the log. Raises CheckpointError when there are checkpoints and none can be used.
         """
         self._saves.join()
-        manifest = Resume(self._store, self._group, self._log).newest()
+        resume = Resume(self._store, self._group, self._log)
+        manifest = self._remember(resume.newest(), resume.metadata)
         self._newest = manifest.step if manifest else -1
         self._shelf.went_on_from(manifest.step if manifest else -1)
         return manifest
@@ -97,7 +98,13 @@ class Checkpointer:
     def at(self, step: int) -> Manifest | None:
         """The checkpoint of one step, whole and verified on every host; None when it is gone or damaged. Collective."""
         self._saves.join()
-        return Resume(self._store, self._group, self._log).whole(step)
+        resume = Resume(self._store, self._group, self._log)
+        return self._remember(resume.whole(step), resume.metadata)
+
+    def _remember(self, manifest: Manifest | None, metadata: Metadata | None) -> Manifest | None:
+        if manifest is not None and metadata is not None:
+            self._parsed = (manifest, metadata)
+        return manifest
 
     def other(self, folder: Path) -> Other:
         """The newest checkpoint in a folder of another job, whole and verified on every host. Collective.

@@ -7,12 +7,14 @@ Shapes, chunks and places must fit each other and the files, so that what passes
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +32,8 @@ from moorage.checkpoint.durable import describe
 from moorage.checkpoint.layout import METADATA, is_data_name
 from moorage.checkpoint.source import Source, read_bytes
 from moorage.errors import CheckpointError
+
+T = TypeVar("T")
 
 LARGEST = 1 << 30
 """Bytes of `.metadata` that are read at most; a chunk takes about 200."""
@@ -68,7 +72,10 @@ class TensorFacts:
 
 
 class _Record:
-    """An inert stand-in for any global: calling it, making one, or setting its state only remembers what was given."""
+    """An inert stand-in for any global: calling it, making one, or setting its state only remembers what was given.
+
+    Of what there is one for each shard, the checked object is made at once, and remembered instead.
+    """
 
     __slots__ = ("args", "kind", "state")
     state: Any
@@ -77,21 +84,36 @@ class _Record:
         self.kind, self.args, self.state = kind, args, None
 
     def __setstate__(self, state: Any) -> None:
-        self.state = state
+        make = _MAKERS.get(self.kind)
+        if make is None:
+            self.state = state
+            return
+        self.state = make(_typed(state, dict))
+        # Hundreds of bytes a shard, and the unpickler lets go of none before its end.
+        state.clear()
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self._sizes: dict[Any, torch.Size] = {}
+
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
         if (module, name) not in _RECORDS:
             raise MetadataError(f"it asks for {module}.{name}, which has no place in it")
+        sizes = self._sizes
 
-        # A class of its own for each, since NEWOBJ wants a type and whatever is done to it must not outlive this file.
         def new(cls: type, *args: Any) -> _Record:
             return _Record(name, args)
 
-        return type(name, (), {"__new__": new, "__slots__": ()})
+        def new_size(cls: type, values: Any) -> torch.Size:
+            # Most shards have a size and an offset that others have too.
+            return sizes.get(values) or sizes.setdefault(values, _size(values))
+
+        # A class of its own for each, since NEWOBJ wants a type and whatever is done to it must not outlive this file.
+        return type(name, (), {"__new__": new_size if name == "Size" else new, "__slots__": ()})
 
     def persistent_load(self, pid: Any) -> Any:
         raise MetadataError("it refers to something outside itself")
@@ -100,8 +122,8 @@ class _Unpickler(pickle.Unpickler):
 def parse_metadata(data: bytes, sizes: Mapping[str, int]) -> Metadata:
     """The metadata in `data`. sizes: bytes of each file that it may point into. Raises MetadataError."""
     try:
-        raw = _Unpickler(io.BytesIO(data)).load()
-        metadata = _metadata(raw)
+        with _without_collections():
+            metadata = _metadata(_Unpickler(data).load())
     except MetadataError:
         raise
     except (pickle.UnpicklingError, ValueError, TypeError, AttributeError, LookupError, EOFError,
@@ -111,9 +133,27 @@ def parse_metadata(data: bytes, sizes: Mapping[str, int]) -> Metadata:
     return metadata
 
 
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Looking for cycles among ever more shards takes twice as long as reading them, and finds none."""
+    usual = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if usual:
+            gc.enable()
+
+
 def _state(record: Any, kind: str) -> dict[str, Any]:
     if not isinstance(record, _Record) or record.kind != kind or record.args or not isinstance(record.state, dict):
         raise MetadataError(f"a {kind} was expected")
+    return record.state
+
+
+def _made(record: Any, kind: type[T]) -> T:
+    if not isinstance(record, _Record) or record.args or type(record.state) is not kind:
+        raise MetadataError(f"a {kind.__name__} was expected")
     return record.state
 
 
@@ -123,7 +163,7 @@ def _metadata(raw: Any) -> Metadata:
     storage = _typed(state["storage_data"], dict)
     return Metadata(
         state_dict_metadata={_typed(name, str): _tensor(value) for name, value in tensors.items()},
-        storage_data={_index(index): _place(place) for index, place in storage.items()},
+        storage_data={_made(index, MetadataIndex): _made(place, _StorageInfo) for index, place in storage.items()},
         storage_meta=StorageMeta(),
         version=CURRENT_DCP_VERSION,
     )
@@ -136,27 +176,30 @@ def _tensor(record: Any) -> TensorStorageMetadata:
     if not isinstance(properties, _Record) or properties.kind != "TensorProperties":
         raise MetadataError("TensorProperties were expected")
     dtype = _typed(properties.state, tuple)[0]
-    chunks = [_state(chunk, "ChunkStorageMetadata") for chunk in _typed(state["chunks"], list)]
     return TensorStorageMetadata(
         properties=TensorProperties(dtype=_typed(dtype, torch.dtype)),
-        size=_size(state["size"]),
-        chunks=[ChunkStorageMetadata(offsets=_size(c["offsets"]), sizes=_size(c["sizes"])) for c in chunks],
+        size=_typed(state["size"], torch.Size),
+        chunks=[_made(chunk, ChunkStorageMetadata) for chunk in _typed(state["chunks"], list)],
     )
 
 
-def _index(record: Any) -> MetadataIndex:
-    state = _state(record, "MetadataIndex")
+def _chunk(state: dict[Any, Any]) -> ChunkStorageMetadata:
+    return ChunkStorageMetadata(
+        offsets=_typed(state["offsets"], torch.Size), sizes=_typed(state["sizes"], torch.Size)
+    )  # fmt: skip
+
+
+def _index(state: dict[Any, Any]) -> MetadataIndex:
     hint = state.get("index")
     offset = state.get("offset")
     return MetadataIndex(
         _typed(state["fqn"], str),
-        None if offset is None else _size(offset),
+        None if offset is None else _typed(offset, torch.Size),
         None if hint is None else _typed(hint, int),
     )
 
 
-def _place(record: Any) -> _StorageInfo:
-    state = _state(record, "_StorageInfo")
+def _place(state: dict[Any, Any]) -> _StorageInfo:
     if state.get("transform_descriptors"):
         raise MetadataError("it asks for transformed streams")
     name = _typed(state["relative_path"], str)
@@ -165,34 +208,40 @@ def _place(record: Any) -> _StorageInfo:
     return _StorageInfo(name, _typed(state["offset"], int), _typed(state["length"], int))
 
 
-def _size(record: Any) -> torch.Size:
-    if not isinstance(record, _Record) or record.kind != "Size" or len(record.args) != 1:
-        raise MetadataError("a torch.Size was expected")
-    values = _typed(record.args[0], tuple)
-    if len(values) > _MAX_DIMENSIONS or not all(type(value) is int and 0 <= value < 1 << 62 for value in values):
+_MAKERS: dict[str, Callable[[dict[Any, Any]], Any]] = {
+    "ChunkStorageMetadata": _chunk,
+    "MetadataIndex": _index,
+    "_StorageInfo": _place,
+}
+
+
+def _size(values: Any) -> torch.Size:
+    if len(_typed(values, tuple)) > _MAX_DIMENSIONS:
+        raise MetadataError(f"{len(values)} dimensions are too many")
+    if not all(type(value) is int and 0 <= value < 1 << 62 for value in values):
         raise MetadataError(f"{values!r:.80} is not a shape")
     return torch.Size(values)
 
 
-def _typed(value: Any, kind: type) -> Any:
+def _typed(value: Any, kind: type[T]) -> T:
     if type(value) is not kind:
         raise MetadataError(f"a {kind.__name__} was expected, not a {type(value).__name__}")
     return value
 
 
 def _check(metadata: Metadata, sizes: Mapping[str, int]) -> None:
-    stored: dict[MetadataIndex, int] = {}
+    stored: dict[tuple[str, torch.Size | None], int] = {}
     for index, place in metadata.storage_data.items():
         end = place.offset + place.length
         if place.relative_path not in sizes or not 0 <= place.offset <= end <= sizes[place.relative_path]:
             raise MetadataError(f"{index.fqn!r:.80} points outside the files of the checkpoint")
-        stored[index] = place.length
+        stored[index.fqn, index.offset] = place.length
     check_coverage(metadata)
     for name, tensor in _tensors(metadata).items():
         for chunk in tensor.chunks:
             # So no shape can ask for more memory than there are bytes in the files.
             needed = math.prod(chunk.sizes) * tensor.properties.dtype.itemsize
-            if stored.get(MetadataIndex(name, chunk.offsets), -1) < needed:
+            if stored.get((name, chunk.offsets), -1) < needed:
                 raise MetadataError(f"{name!r:.80} has a chunk that is not stored, or shorter than its shape")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from torch.distributed.checkpoint.metadata import Metadata
+
 from moorage.checkpoint.agree import Completion, Held, Transfer, Version, completion, look, versions
 from moorage.checkpoint.durable import describe, digest
 from moorage.checkpoint.group import Group
@@ -27,6 +29,8 @@ class Resume:
         self._place = store.storage
         self._unread = f"{self._place} cannot be read"
         self._held: dict[int, dict[int, Held]] = {}
+        self.metadata: Metadata | None = None
+        """That of the checkpoint found, where this rank is the one that checked it."""
 
     def newest(self) -> Manifest | None:
         """The newest checkpoint that is whole among the hosts, by now whole on each; None when none was ever committed.
@@ -91,7 +95,7 @@ class Resume:
     def _unreadable_metadata(self, manifest: Manifest) -> str:
         try:
             if self._store.is_leader:
-                read_metadata(self._place.checkpoint(manifest.step), manifest.sizes)
+                self.metadata = read_metadata(self._place.checkpoint(manifest.step), manifest.sizes)
         except MetadataError as error:
             return f".metadata: {error}"
         return ""
