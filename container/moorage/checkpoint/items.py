@@ -30,7 +30,9 @@ _ENTRY = struct.Struct("<4s6xH8xIIHHH8xI")
 _LOCAL = struct.Struct("<4s22xHH")
 _MAX = 0xFFFFFFFF
 
-_DTYPES = {name: dtype for dtype, name in _dtype_to_storage_type_map().items()}
+_DTYPES = {name: dtype for dtype, name in _dtype_to_storage_type_map().items()} | {
+    name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ def find_item(file: File, offset: int, length: int) -> Item | None:
         start = _start(at, head)
         item = _described(pickled, offset + start, size)
     except (_NotOurs, struct.error, pickle.UnpicklingError, ValueError, TypeError, AttributeError, LookupError,
-            EOFError, OverflowError):  # fmt: skip
+            EOFError, OverflowError, MemoryError):  # fmt: skip
         return None
     return item if start + size <= length and item.fits() else None
 
@@ -142,8 +144,11 @@ def _entry(place: tuple[int, int], head: bytearray) -> bytes:
     return bytes(head[start : start + place[1]])
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows what a plain tensor needs, and nothing that does anything."""
+class _Unpickler(pickle._Unpickler):
+    """Knows what a plain tensor needs, and nothing that does anything.
+
+    It is the one in Python: the one in C takes memory for as many memos as a pickle says that it has, up to 32 GiB.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _REBUILD:
@@ -153,8 +158,8 @@ class _Unpickler(pickle.Unpickler):
             return None
         if (module, name) == ("collections", "OrderedDict"):
             return lambda: None
-        if module == "torch" and isinstance(dtype := _DTYPES.get(name, getattr(torch, name, None)), torch.dtype):
-            return dtype
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
         raise _NotOurs
 
     def persistent_load(self, pid: Any) -> Any:
