@@ -69,7 +69,12 @@ class Settings:
         110.0, "Seconds from SIGTERM to the end of the job; the platform kills at 120.", check=_positive
     )
     join_timeout: float = setting(600.0, "Seconds to wait for all hosts at the start.", check=_positive)
-    heartbeat_timeout: float = setting(12.0, "Seconds of silence after which a host counts as lost.", check=_positive)
+    heartbeat_timeout: float = setting(
+        # A network that is back after 10 s is heard of only when TCP tries again: its waits double up to 12.8 s.
+        30.0,
+        "Seconds of silence after which a host counts as lost. A network cut for a third of them is ridden through.",
+        check=_positive,
+    )
     control_port: int = setting(
         7070, "TCP port on the first host where the supervisors agree.", check=lambda port: 0 < port < 65536
     )
