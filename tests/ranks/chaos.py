@@ -225,15 +225,21 @@ def dice(name: str) -> random.Random:
 
 
 def await_random_moment(
-    job: ChaosJob, hosts: Sequence[HostProcess], die: random.Random, *, steps: range, set_up: float = 0.0
+    job: ChaosJob,
+    hosts: Sequence[HostProcess],
+    die: random.Random,
+    *,
+    steps: range,
+    set_up: float = 0.0,
+    since: float | None = None,
 ) -> bool:
     """At one of those steps, somewhere in it; or, where the die says so, within `set_up` seconds from now, while the
-    ranks set up. False when the job was over before.
+    ranks set up. False when the job was over before. since: as for `await_step`, from now on by default.
     """
     if set_up and die.random() < 0.25:
         moment = time.monotonic() + die.uniform(0.0, set_up)
     else:
-        if not job.await_step(die.choice(steps), hosts, since=time.time()):
+        if not job.await_step(die.choice(steps), hosts, since=time.time() if since is None else since):
             return False
         moment = time.monotonic() + die.uniform(0.0, 0.02)
     while time.monotonic() < moment and not is_over(hosts):
