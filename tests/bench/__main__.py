@@ -1,17 +1,22 @@
-"""python -m bench [start|loop|pause|image ...]: measure, print the table, write build/bench/<name>.json."""
+"""python -m bench [NAME ...]: measure, print the table, write build/bench/<name>.json."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import image, loop, pause, start
-from bench.harness import Absent, PeerFailed, Row, table, write
+from bench import harness, image, loop, many_ranks, pause, restore, start, write
+from bench.harness import Absent, PeerFailed, Row, table
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "start": start.measure,
     "loop": loop.measure,
     "pause": pause.measure,
+    "pause-large": pause.measure_large,
+    "write": write.measure,
+    "restore": restore.measure,
+    "many-ranks": many_ranks.measure,
     "image": image.measure,
 }
 
@@ -23,7 +28,7 @@ def main(names: Sequence[str]) -> int:
     rows: list[Row] = []
     failed = 0
     for name in names or BENCHMARKS:
-        print(f"{name}: {(sys.modules[f'bench.{name}'].__doc__ or '').splitlines()[0]}", file=sys.stderr)
+        print(f"{name}: {(sys.modules[BENCHMARKS[name].__module__].__doc__ or '').splitlines()[0]}", file=sys.stderr)
         try:
             measured = BENCHMARKS[name]()
         except PeerFailed as error:
@@ -34,12 +39,19 @@ def main(names: Sequence[str]) -> int:
             print(f"{name} was left out: {error}", file=sys.stderr)
             failed |= name in names
             continue
-        write(name, measured)
+        harness.write(name, measured)
         rows += measured
     if rows:
         print(table(rows))
     return failed
 
 
+def stop(*_: object) -> None:
+    """Contenders are ended on the way out, also when somebody stops the benchmark, even twice."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop)
     sys.exit(main(sys.argv[1:]))

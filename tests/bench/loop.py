@@ -41,7 +41,8 @@ def _one_set(rounds: int) -> dict[str, list[float]]:
         return {name: [seconds for (seconds,) in turns] for name, turns in conductor.rounds(rounds, timeout=60).items()}
 
 
-def start_ours(conductor: Conductor, program: Path, folder: Path) -> None:
+def start_ours(conductor: Conductor, program: Path, folder: Path, **env: str) -> None:
     """The program under `train`, with its helpers importable."""
     job = job_folder(folder / "ml", program, {"moorage_ranks_per_host": str(RANKS), "moorage_strategy": "ddp"})
-    conductor.start("moorage", [sys.executable, ROOT / "train"], SAGEMAKER_BASE_DIR=str(job), PYTHONPATH=str(PROGRAMS))
+    env |= {"SAGEMAKER_BASE_DIR": str(job), "PYTHONPATH": str(PROGRAMS)}
+    conductor.start("moorage", [sys.executable, ROOT / "train"], **env)

@@ -97,7 +97,8 @@ class Conductor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for contender in self.contenders.values():
-            contender.end(timeout=30 if error is None else 1)
+            # In the middle of a turn it has to end that first.
+            contender.end(timeout=30 if error is None else 10)
         self._listener.close()
 
     def start(self, name: str, command: Sequence[str | Path], **env: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import harness
+from bench import harness, pause
 from bench.turns import Conductor
 
 RANK = f"""
@@ -46,6 +46,21 @@ def test_a_missed_target_is_shown_and_written(tmp_path: Path, monkeypatch: pytes
         "name": "start", "value": 0.9, "unit": "s", "against": "torchrun", "ratio": 0.9, "target": "<= 0.6",
         "holds": False,
     }  # fmt: skip
+
+
+def test_what_a_checkpoint_costs_the_loop() -> None:
+    turns = {
+        "moorage": [(0.1, 0.4, 2.0), (0.2, 0.6, 1.25), (0.1, 0.4, 2.0)],
+        "memory-copy": [(0.2, 0.2, 1.0), (0.2, 0.2, 1.0), (0.2, 0.2, 1.0)],
+        "dcp.async_save": [(0.2, 0.5, 4.0), (0.8, 0.5, 2.5), (0.2, 0.5, 4.0)],
+    }
+    found = {(row.name, row.against): row for row in pause.compared(turns, size="1 GB")}
+    assert {place: (row.value, row.ratio, row.holds) for place, row in found.items()} == {
+        ("pause, 1 GB", "memory-copy"): (0.1, 0.5, True),
+        ("pause, 1 GB", "dcp.async_save"): (0.1, 0.5, False),
+        ("added, 1 GB", "dcp.async_save"): (0.4, 0.8, True),
+        ("pace, 1 GB", "dcp.async_save"): (0.5, 2.0, None),
+    }
 
 
 def test_contenders_alternate_and_the_first_round_does_not_count() -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
 
 import torch
-from window import batch, build_model, loss_of, take_turns
+from state import Whole, batch, build_model, loss_of
+from window import take_turns
 
 import moorage
 
 run = moorage.start()
 model = run.parallelize(build_model())
 optimizer = torch.optim.AdamW(model.parameters())
+reached: list[float] = []
+# The toolkit waits for its copy in a hook of the step: these two are called before it and after it.
+optimizer.register_step_pre_hook(lambda *_: reached.append(time.perf_counter()))
 run.track(model=model, optimizer=optimizer)
+optimizer.register_step_pre_hook(lambda *_: reached.append(time.perf_counter()))
 x = batch()
 
 
@@ -21,11 +26,10 @@ def step() -> None:
     run.step()
 
 
-def save(_number: int) -> Callable[[], bool]:
+def save(_number: int) -> Whole:
     run.save()
-    manifest = run.config.checkpoint_folder / f"step-{run.steps_done:08d}" / "manifest.json"
-    return manifest.exists
+    return (run.config.checkpoint_folder / f"step-{run.steps_done:08d}" / "manifest.json").exists
 
 
-take_turns(step=step, save=save)
+take_turns(step=step, save=save, waited=lambda: reached[-1] - reached[-2])
 run.finish()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,11 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from state import Whole, batch, build_model, loss_of
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.nn.parallel import DistributedDataParallel
-from window import batch, build_model, loss_of, take_turns
-
-Whole = Callable[[], bool]
+from window import take_turns
 
 
 def done() -> bool:
@@ -67,6 +68,16 @@ def torch_save(loop: Loop, folder: Path) -> Whole:
     return done
 
 
+def torch_save_in_thread(loop: Loop, folder: Path) -> Whole:
+    if dist.get_rank():
+        return done
+    folder.mkdir()
+    state = copy.deepcopy({"model": loop.model.state_dict(), "optimizer": loop.optimizer.state_dict()})
+    thread = threading.Thread(target=torch.save, args=(state, folder / "state.pt"))
+    thread.start()
+    return lambda: not thread.is_alive()
+
+
 def dcp_save(loop: Loop, folder: Path) -> Whole:
     dcp.save(loop.state(), checkpoint_id=folder)
     return done
@@ -104,6 +115,7 @@ def main(method: str, folder: Path) -> None:
     assert dist.get_world_size() == 2
     ways: dict[str, Callable[[], Callable[[Path], Whole]]] = {
         "torch.save": lambda: partial(torch_save, loop),
+        "torch.save-in-a-thread": lambda: partial(torch_save_in_thread, loop),
         "accelerate": lambda: loop.save,  # type: ignore[attr-defined]
         "dcp.save": lambda: partial(dcp_save, loop),
         "dcp.async_save": lambda: partial(DcpAsync(), loop),

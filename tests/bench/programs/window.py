@@ -1,73 +1,63 @@
-"""What a checkpoint costs a loop: the pause it makes, and all the time lost until it is whole on disk."""
+"""What a checkpoint costs a loop: the pause, all the time it adds, and the pace while it is under way."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from state import Whole
 from turns_client import Turns
 
-LAYERS, WIDTH = 16, 1024
-"""16.8 million parameters: 67 MB, and 201 MB with AdamW's two moments."""
-
-
-def build_model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)))
-
-
-def batch() -> torch.Tensor:
-    return torch.randn(8, WIDTH)
-
-
-def loss_of(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    output: torch.Tensor = model(x)
-    return output.square().mean()
+STEPS = int(os.environ["BENCH_STEPS"])
+"""Steps of a loop that saves once, which is compared with loops of as many before and after it."""
 
 
 def take_turns(
     *,
     step: Callable[[], object],
-    save: Callable[[int], Callable[[], bool]],
+    save: Callable[[int], Whole],
+    waited: Callable[[], float] = lambda: 0.0,
     clean: Callable[[int], object] = lambda number: None,
 ) -> None:
-    """Measure one save a turn, until there are no more turns.
+    """Measure one save a turn, until there are no more turns: seconds paused, seconds added, and by how much the steps
+    take longer while it is under way.
 
-    save(n) starts the n-th checkpoint, and returns the question whether it is whole. clean(n) tidies up after
-    it, and is not measured.
+    save(n) starts the n-th checkpoint. waited() tells for how many seconds its copy held up the last step of the
+    optimizer. clean(n) tidies up, and is not measured.
     """
     turns, number = Turns(dist.get_rank()), 0
-    step()
+    seconds(step, 2)
     while turns.wait():
         number += 1
-        usual = median(seconds(step) for _ in range(5))
         dist.barrier()
+        before = seconds(step, STEPS)
         started = time.perf_counter()
         whole = save(number)
-        saved = time.perf_counter()
-        call = saved - started
-        next_step = max(0.0, seconds(step) - usual)
-        num_steps = 1
+        called = time.perf_counter()
+        pause, num_slow = called - started, 0
         while not everywhere(whole()):
             step()
-            num_steps += 1
-        lost = time.perf_counter() - started - num_steps * usual
-        dist.barrier()
+            pause += waited()
+            num_slow += 1
+        slow = time.perf_counter() - called
+        seconds(step, STEPS - num_slow)
+        total = time.perf_counter() - started
+        usual = (before + seconds(step, STEPS)) / (2 * STEPS)
         clean(number)
         # The next contender must not wait for this one's pages.
         os.sync()
         dist.barrier()
-        turns.report(call, call + next_step, max(lost, call))
+        added = total - max(STEPS, num_slow) * usual
+        turns.report(pause, added, slow / (num_slow * usual) if num_slow else 1.0)
 
 
-def seconds(action: Callable[[], object]) -> float:
+def seconds(action: Callable[[], object], times: int) -> float:
     started = time.perf_counter()
-    action()
+    for _ in range(times):
+        action()
     return time.perf_counter() - started
 
 

@@ -1,0 +1,23 @@
+"""The beginning of a program: a job that is started again has its state back when run.track() returns."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from state import batch, build_model, loss_of
+
+import moorage
+
+run = moorage.start()
+model = run.parallelize(build_model())
+optimizer = torch.optim.AdamW(model.parameters())
+run.mean(0.0)  # so that the ranks begin together
+started = time.perf_counter()
+run.track(model=model, optimizer=optimizer)
+if run.steps_done:
+    print("restored in", time.perf_counter() - started, flush=True)
+else:
+    run.backward(loss_of(model, batch()))
+    run.step()
+    run.save()
