@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
+from collections.abc import Sequence
 
 from bench.harness import OUT, PROGRAMS, ROOT, Row, compare, environment, run
 
@@ -22,12 +23,13 @@ def measure(*, rounds: int = 5) -> list[Row]:
         ]
     taken, memory = zip(*(_figures(text) for text in said), strict=True)
     return [
-        _limit("4,096 ranks", "s", taken, SECONDS),
-        _limit("4,096 ranks, peak", "MB", memory, MEGABYTES),
+        limited("4,096 ranks", "s", taken, SECONDS),
+        limited("4,096 ranks, peak", "MB", memory, MEGABYTES),
     ]
 
 
-def _limit(name: str, unit: str, values: tuple[float, ...], limit: float) -> Row:
+def limited(name: str, unit: str, values: Sequence[float], limit: float) -> Row:
+    """A row against a figure instead of a peer."""
     return compare(name, unit, values, [limit] * len(values), against=f"{limit:g} {unit}", target="<= 1")
 
 

@@ -21,7 +21,7 @@ LAYER = 12 * 1024**2
 
 
 def measure() -> list[Row]:
-    return [*_one_size("200 MB", layers=16, rounds=9), *_one_size("1 GB", layers=80, rounds=5)]
+    return [*_one_size("200 MB", layers=16, rounds=9), *_one_size("1 GB", layers=80, rounds=4)]
 
 
 def _one_size(size: str, *, layers: int, rounds: int) -> list[Row]:

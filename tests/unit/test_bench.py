@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import harness, pause
+from bench import harness, many_ranks, pause, restore
 from bench.turns import Conductor
 
 RANK = f"""
@@ -61,6 +61,20 @@ def test_what_a_checkpoint_costs_the_loop() -> None:
         ("added, 1 GB", "dcp.async_save"): (0.4, 0.8, True),
         ("pace, 1 GB", "dcp.async_save"): (0.5, 2.0, None),
     }
+
+
+def test_a_restore_takes_as_long_as_its_slower_rank(tmp_path: Path) -> None:
+    (tmp_path / "0.distcp").write_bytes(b"state")
+    said = "restored in 0.25\n[localhost:1] restored in 0.5\n"
+    assert [restore.restored(lambda: said, tmp_path, cache) for cache in restore.CACHES] == [0.5, 0.5]
+    with pytest.raises(AssertionError, match=r"^started from zero"):
+        restore.restored(lambda: "started from zero", tmp_path, "cold")
+
+
+@pytest.mark.parametrize(("seconds", "holds"), [(5.0, True), (5.5, False)])
+def test_a_limit_is_a_ratio_of_one(seconds: float, holds: bool) -> None:
+    row = many_ranks.limited("4,096 ranks", "s", [seconds], 5.0)
+    assert (row.against, row.ratio, row.holds) == ("5 s", seconds / 5, holds)
 
 
 def test_contenders_alternate_and_the_first_round_does_not_count() -> None:
