@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import pickle
 import shutil
@@ -18,7 +19,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
 from moorage.checkpoint.durable import digest
-from moorage.checkpoint.layout import MANIFEST, METADATA
+from moorage.checkpoint.layout import MANIFEST, METADATA, UPLOADED
 from moorage.checkpoint.manifest import Entry, Manifest, read_manifest
 from moorage.checkpoint.source import Folder
 from ranks.chaos import DEADLINE, ChaosJob, await_random_moment, dice, left_alone, reports
@@ -180,7 +181,8 @@ def _checkpoints(job: ChaosJob) -> list[Path]:
     return sorted(job.folders[0].checkpoints.glob("step-*"), reverse=True)
 
 
-def test_no_pickle_in_metadata_is_executed(tmp_path: Path, stopped: ChaosJob) -> None:
+@pytest.mark.full(len(METADATA_PAYLOADS), short=len(METADATA_PAYLOADS))
+def test_no_pickle_in_metadata_is_executed(tmp_path: Path, stopped: ChaosJob, chaos_count: int) -> None:
     """One payload in each of the newest checkpoints: one start reads them all, and uses the one before."""
     job, mark = _copy(stopped, tmp_path / "job"), tmp_path / "executed"
     found = _checkpoints(job)
@@ -200,7 +202,7 @@ def test_no_pickle_in_metadata_is_executed(tmp_path: Path, stopped: ChaosJob) ->
     good = found[len(METADATA_PAYLOADS)]
     assert [event["step"] for event in job.events("resume")] == [int(good.name[5:])]
     job.check_equal(left_alone(strategy="auto", ranks=1))
-    print(f"0 of {len(METADATA_PAYLOADS)} payloads in metadata executed; the checkpoint before them used, bit-equal")
+    print(f"0 of {chaos_count} payloads in metadata executed; the checkpoint before them used, bit-equal")
 
 
 @pytest.mark.full(5, short=2)
@@ -233,3 +235,115 @@ def _load_as_usual(data: bytes) -> None:
         torch.load(io.BytesIO(data), weights_only=False)
     except (pickle.UnpicklingError, RuntimeError):  # a plain pickle: torch looks for its own marks first
         pickle.loads(data)  # noqa: S301 - it does execute
+
+
+Content = dict[str, Any]
+Forgery = Callable[[Content], object]
+"""Changes what a manifest says, or returns what it is instead."""
+
+
+def _lists(name: str) -> Forgery:
+    """A file that is nowhere but on the first host, where `name` leads out of the checkpoint: a resume copies files."""
+
+    def forge(content: Content) -> None:
+        content["files"][name] = {"size": len(PADDING), "xxh3_128": digest(PADDING), "host": content["hosts"][0]}
+
+    return forge
+
+
+def _of_a_file(**facts: object) -> Forgery:
+    def forge(content: Content) -> None:
+        content["files"][METADATA].update(facts)
+
+    return forge
+
+
+def _says(**values: object) -> Forgery:
+    def forge(content: Content) -> None:
+        content.update(values)
+
+    return forge
+
+
+def _deep(content: Content) -> str:
+    return json.dumps({**content, "objects": {}}).replace('"objects": {}', f'"objects": {"[" * 200_000}{"]" * 200_000}')
+
+
+def _long_number(content: Content) -> str:
+    return json.dumps({**content, "epoch": 0}).replace('"epoch": 0', f'"epoch": {"9" * 10_000}')
+
+
+OUT = "../../escaped"
+MANIFESTS: dict[str, tuple[Forgery, str]] = {
+    "a path up": (_lists(OUT), "is not the name of a checkpoint file"),
+    "an absolute path": (_lists("/tmp/../escaped"), "is not the name of a checkpoint file"),
+    "a path with a null": (_lists(f"x\0{OUT}"), "is not the name of a checkpoint file"),
+    "a folder within": (_lists("more/x"), "is not the name of a checkpoint file"),
+    "the folder above": (_lists(".."), "is not the name of a checkpoint file"),
+    "the manifest itself": (_lists(MANIFEST), "is not the name of a checkpoint file"),
+    "a mark of the upload": (_lists(METADATA + UPLOADED), "is not the name of a checkpoint file"),
+    "a long name": (_lists("x" * 5000), "is not the name of a checkpoint file"),
+    "a petabyte": (_of_a_file(size=1 << 50), ".metadata: "),
+    "more than any disk": (_of_a_file(size=1 << 80), "files['.metadata']: size 1208925819614629174706176"),
+    "fewer bytes than none": (_of_a_file(size=-1), "files['.metadata']: size -1"),
+    "a size of truth": (_of_a_file(size=True), "files['.metadata']: size True"),
+    "a size in letters": (_of_a_file(size="1"), "files['.metadata']: size '1'"),
+    "a hash of a number": (_of_a_file(xxh3_128=1), "files['.metadata']: xxh3_128 1"),
+    "more ranks than atoms": (_says(world_size=1 << 62), f"hosts or per_rank are not those of {1 << 62} ranks"),
+    "no ranks": (_says(world_size=0), "world_size must be a whole number of at least 1"),
+    "a step of letters": (_says(step="../1"), "step must be a whole number of at least 0"),
+    "the step of another": (_says(step=1), "the manifest is that of step-00000001"),
+    "files in a list": (_says(files=[METADATA]), "files must be a dict"),
+    "hosts in a text": (_says(hosts="localhost"), "hosts must be a list"),
+    "objects in a list": (_says(objects=[]), "objects must be a dict"),
+    "a metric of lists": (_says(metrics={"loss": [1]}), "is not a number"),
+    "no object at all": (lambda content: json.dumps([content]), "the manifest is not an object"),
+    "200,000 lists in lists": (_deep, "the manifest is not JSON: "),
+    "a number of 10,000 digits": (_long_number, "the manifest is not JSON: "),
+}
+
+
+def _forge_manifest(path: Path, forge: Forgery) -> None:
+    """With a checksum that is right."""
+    content = json.loads(path.read_bytes())
+    content["checksum"] = "0" * 32
+    text = str(forge(content) or json.dumps(content)).encode()
+    path.write_bytes(text.replace(b"0" * 32, digest(text).encode(), 1))
+
+
+def _files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.full(len(MANIFESTS), short=len(MANIFESTS))
+def test_no_manifest_leads_out_of_its_checkpoint(tmp_path: Path, chaos_count: int) -> None:
+    """One forgery in each of the newest checkpoints, on both of the hosts: one start refuses them all.
+
+    What the first host has under the names in them, the second would be sent.
+    """
+    job = ChaosJob(tmp_path / "job", hosts=2, ranks=1)
+    with job.start(checkpoint_steps=2, keep=2 * chaos_count) as hosts:
+        assert await_random_moment(job, hosts, dice("manifests"), steps=range(3 * chaos_count, 110)), reports(hosts)
+        hosts[0].signal()
+        assert [host.ends(DEADLINE) for host in hosts] == [143, 143], reports(hosts)
+    *_, good = found = sorted(job.folders[0].checkpoints.glob("step-*"), reverse=True)[: chaos_count + 1]
+    assert len(found) == chaos_count + 1
+    for checkpoint, (forge, _) in zip(found, MANIFESTS.values(), strict=False):
+        for folder in job.folders:
+            _forge_manifest(folder.checkpoints / checkpoint.name / MANIFEST, forge)
+        (checkpoint / OUT).write_bytes(PADDING)
+    before = _files(job.folders[1].base)
+    hosts = job.finishes()
+    for checkpoint, (name, (_, why)) in zip(found, MANIFESTS.items(), strict=False):
+        told = [line for line in hosts[0].stderr.splitlines() if checkpoint.name in line and why in line]
+        assert told, f"{checkpoint.name}: {name}\n{reports(hosts)}"
+    assert [event["step"] for event in job.events("resume")] == [int(good.name[5:])]
+    new = {
+        path.relative_to(job.folders[1].base).parts[0] for path in _files(job.folders[1].base).keys() - before.keys()
+    }
+    assert new <= {"checkpoints", "output", "model"}, new
+    assert not [path for path in job.folders[1].base.rglob("*") if path.name in ("escaped", "more")]
+    job.check_equal(left_alone(strategy="ddp"))  # its two ranks are on one host: where they are changes no bit
+    print(
+        f"0 of {chaos_count} forged manifests used, 0 files written outside; the checkpoint before them used, bit-equal"
+    )
