@@ -118,7 +118,7 @@ class Command:
 
 @dataclass(kw_only=True)
 class Shell:
-    """A folder in which `moorage` is called, with a register of runs of its own."""
+    """A folder in which `moorage` is called, empty at first; beside it what it said, and a register of its own."""
 
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
@@ -128,7 +128,8 @@ class Shell:
     @contextlib.contextmanager
     def opened(cls, folder: Path) -> Iterator[Shell]:
         """What a test leaves running is killed, and cleaned up behind."""
-        shell = cls(folder=folder)
+        shell = cls(folder=folder / "work")
+        shell.folder.mkdir()
         try:
             yield shell
         finally:
@@ -146,17 +147,21 @@ class Shell:
         return path
 
     @property
+    def state(self) -> Path:
+        return self.folder.with_name("state")
+
+    @property
     def register(self) -> Path:
-        return self.folder / "state" / "moorage" / "rehearsals"
+        return self.state / "moorage" / "rehearsals"
 
     def start(self, *arguments: str) -> Command:
-        out = self.folder / f"out-{len(self._running)}"
+        out = self.folder.with_name(f"out-{len(self._running)}")
         out.mkdir(parents=True)
         with (out / "stdout").open("wb") as stdout, (out / "stderr").open("wb") as stderr:
             process = subprocess.Popen(
                 [sys.executable, "-m", "moorage.cli", *arguments],
                 cwd=self.folder,
-                env={**os.environ, "XDG_STATE_HOME": str(self.folder / "state"), **self.env},
+                env={**os.environ, "XDG_STATE_HOME": str(self.state), **self.env},
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
@@ -190,12 +195,13 @@ class Shell:
         return [event for event in map(json.loads, lines) if event["event"] == kind]
 
     def log(self, outcome: dict[str, Any], host: str = "algo-1") -> str:
-        return (self.folder / outcome["folder"] / "logs" / f"{host}.log").read_text()
+        return (self.folder / str(outcome["folder"]) / "logs" / f"{host}.log").read_text()
 
     def archived(self, outcome: dict[str, Any], what: str = "model") -> dict[str, bytes]:
         assert outcome[what] is not None
         with tarfile.open(self.folder / outcome[what]) as tar:
-            return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
+            files = {member.name: tar.extractfile(member) for member in tar if member.isfile()}
+            return {name: file.read() for name, file in files.items() if file is not None}
 
 
 def alive(session: int) -> list[int]:

@@ -27,11 +27,11 @@ logger = logging.getLogger("moorage")
 
 _KILL_RANK = """
 for process in $(ls /proc | grep -x '[0-9]*' | sort -n); do
-    if grep -qzx "LOCAL_RANK=$1" "/proc/$process/environ" 2>/dev/null; then exec kill -9 "$process"; fi
+    if grep -qzx "LOCAL_RANK=$1" "/proc/$process/environ" 2>/dev/null; then kill -9 "$process"; exit; fi
 done
 exit 3
 """
-# The first by number: what a rank starts has its environment too.
+# The first by number: what a rank starts has its environment too. The shell's own kill: an image may have no other.
 
 
 def connect(env: Mapping[str, str], pool: int = 10) -> Any:
