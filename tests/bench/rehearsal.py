@@ -40,7 +40,7 @@ def overhead(ours: list[float], theirs: list[float]) -> Row:
 def rehearsed() -> float:
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--image", IMAGE, "--ranks-per-host", "1", "--env", "OMP_NUM_THREADS=1", "--quiet"]
-        command = [sys.executable, "-m", "moorage.cli", "run", PROGRAM, *flags]
+        command = [sys.executable, "-m", "moorage.cli", "run", str(PROGRAM), *flags]
         path = {"PYTHONPATH": str(ROOT / "container"), "XDG_STATE_HOME": folder}
         return _seconds(command, {**docker_environment(), **path}, Path(folder))
 
@@ -54,7 +54,7 @@ def plain() -> float:
         return _seconds([*docker("--volume", f"{job}:/opt/ml", IMAGE, "train")], docker_environment(), Path(folder))
 
 
-def _seconds(command: list[str | Path], env: dict[str, str], cwd: Path) -> float:
+def _seconds(command: list[str], env: dict[str, str], cwd: Path) -> float:
     began = time.perf_counter()
     run(command, env=env, timeout=120, cwd=cwd)
     return time.perf_counter() - began
