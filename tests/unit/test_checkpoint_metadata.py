@@ -196,7 +196,16 @@ WRONG: dict[str, Callable[[], dict[str, Any]]] = {
     "no storage": lambda: {"storage_data": None},
     "no tensors": lambda: {"state_dict_metadata": [1]},
     "shared": lambda: {"state_dict_metadata": {"w": metadata()}},
+    "one state for two": lambda: {"state_dict_metadata": _one_state_for_two()},
 }
+
+
+def _one_state_for_two() -> dict[str, Any]:
+    """The pickle has one dict for both chunks."""
+    found = tensor([4, 2], ([0, 0], [2, 2]), ([0, 0], [2, 2]))
+    first, second = found["w"].chunks
+    second.__dict__ = first.__dict__
+    return found
 
 
 @pytest.mark.parametrize("name", WRONG)

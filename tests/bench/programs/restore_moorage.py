@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import torch
@@ -16,7 +17,7 @@ run.mean(0.0)  # so that the ranks begin together
 started = time.perf_counter()
 run.track(model=model, optimizer=optimizer)
 if run.steps_done:
-    print("restored in", time.perf_counter() - started, flush=True)
+    sys.stdout.write(f"restored in {time.perf_counter() - started}\n")
 else:
     run.backward(loss_of(model, batch()))
     run.step()
