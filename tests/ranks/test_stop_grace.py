@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import tempfile
 from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
 
 from support import HostProcess, JobFolder, run_train, wait_until
 
@@ -50,14 +56,39 @@ def lost(host: HostProcess) -> tuple[int, str]:
 
 
 def goes_on(base: Path, at: int) -> None:
-    with run_train(base, PROGRAM, ranks=2, hyperparameters={"steps": str(at + 5)}) as (host,):
+    """Started again, from that step, it trains the weights of a job that was left alone."""
+    weights = trained(base, at=at, steps=at + 5)
+    alone = left_alone(at + 5)
+    assert weights.keys() == alone.keys()
+    assert all(tensor.equal(alone[name]) for name, tensor in weights.items())
+
+
+def trained(base: Path, *, at: int, steps: int) -> dict[str, torch.Tensor]:
+    """Its weights, when it went on from step `at` to its end."""
+    with run_train(base, PROGRAM, ranks=2, hyperparameters={"steps": str(steps)}) as (host,):
         assert host.ends(60) == 0, host.report()
     assert f"from step {at}" in host.stdout
+    return load_file(host.folder.model / "model.safetensors")
 
 
-def test_a_save_slower_than_the_grace_is_not_begun(tmp_path: Path) -> None:
+@functools.cache
+def left_alone(steps: int) -> dict[str, torch.Tensor]:
+    with tempfile.TemporaryDirectory() as folder:
+        return trained(Path(folder), at=0, steps=steps)
+
+
+@pytest.mark.full(3, short=1)
+def test_a_save_slower_than_the_grace_is_not_begun(tmp_path: Path, chaos_count: int) -> None:
+    for number in range(chaos_count):
+        _stop_before_a_slow_save(tmp_path / str(number))
+    print(
+        f"{chaos_count} of {chaos_count} saves slower than the grace: the one before kept, with the reason, bit-equal"
+    )
+
+
+def _stop_before_a_slow_save(base: Path) -> None:
     given = {"fsync": "1.0", "save_at": "20"}
-    with run_train(tmp_path, PROGRAM, ranks=2, hyperparameters={**STEPS_ONLY, **given}, grace=9) as (host,):
+    with run_train(base, PROGRAM, ranks=2, hyperparameters={**STEPS_ONLY, **given}, grace=9) as (host,):
         host.wait_for("saved step 20", timeout=60)
         host.signal()
         assert host.ends() == 143, host.report()
@@ -69,7 +100,7 @@ def test_a_save_slower_than_the_grace_is_not_begun(tmp_path: Path) -> None:
     (stopped,) = [event for event in host.folder.ledger() if event["event"] == "stopped"]
     assert (stopped["step"], stopped["kept"]) == (step, 20)
     assert stopped["time"] - next(e["time"] for e in host.folder.ledger() if e["event"] == "stop") < 5
-    goes_on(tmp_path, 20)
+    goes_on(base, 20)
 
 
 def test_a_save_that_turns_out_slower_than_the_grace_is_left_behind(tmp_path: Path) -> None:
@@ -82,7 +113,7 @@ def test_a_save_that_turns_out_slower_than_the_grace_is_left_behind(tmp_path: Pa
     assert why == "its save did not end before the grace did; there is no checkpoint: all of it is lost"
     assert host.failure is None
     assert committed(host.folder) == []
-    goes_on(tmp_path, 0)
+    trained(tmp_path, at=0, steps=5)
 
 
 def test_a_save_under_way_is_the_one_that_is_kept(tmp_path: Path) -> None:
