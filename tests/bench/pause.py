@@ -39,7 +39,7 @@ def measure_large() -> list[Row]:
     return [
         row
         for peers in (COPYING, TORCH)
-        for row in compared(_turns(peers, layers=80, steps=3, rounds=5), size="1 GB")
+        for row in compared(_turns(peers, layers=80, steps=3, rounds=4), size="1 GB")
     ]  # fmt: skip
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 
-import torch
-from state import Whole, batch, build_model, loss_of
+from state import Whole, batch, build_model, build_optimizer, loss_of
 from window import take_turns
 
 import moorage
 
 run = moorage.start()
 model = run.parallelize(build_model())
-optimizer = torch.optim.AdamW(model.parameters())
+optimizer = build_optimizer(model)
 reached: list[float] = []
 # The toolkit waits for its copy in a hook of the step: these two are called before it and after it.
 optimizer.register_step_pre_hook(lambda *_: reached.append(time.perf_counter()))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from state import Whole, batch, build_model, loss_of
+from state import Whole, batch, build_model, build_optimizer, loss_of
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.nn.parallel import DistributedDataParallel
 from window import take_turns
@@ -28,7 +28,7 @@ class Loop:
     def __init__(self) -> None:
         dist.init_process_group("gloo")
         self.model: Any = DistributedDataParallel(build_model())
-        self.optimizer: Any = torch.optim.AdamW(self.model.parameters())
+        self.optimizer: Any = build_optimizer(self.model)
         self.x = batch()
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -50,7 +50,7 @@ class AccelerateLoop(Loop):
 
         self.accelerator = Accelerator(cpu=True)
         model = build_model()
-        self.model, self.optimizer = self.accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+        self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(model))
         self.x = batch()
 
     def backward(self, loss: torch.Tensor) -> None:

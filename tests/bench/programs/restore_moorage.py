@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 import time
 
-import torch
-from state import batch, build_model, loss_of
+from state import batch, build_model, build_optimizer, loss_of
 
 import moorage
 
 run = moorage.start()
 model = run.parallelize(build_model())
-optimizer = torch.optim.AdamW(model.parameters())
+optimizer = build_optimizer(model)
 run.mean(0.0)  # so that the ranks begin together
 started = time.perf_counter()
 run.track(model=model, optimizer=optimizer)

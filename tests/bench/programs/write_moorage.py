@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import time
 
-import torch
-from state import batch, build_model, loss_of
+from state import batch, build_model, build_optimizer, loss_of
 from turns_client import Turns
 
 import moorage
 
 run = moorage.start()
 model = run.parallelize(build_model())
-optimizer = torch.optim.AdamW(model.parameters())
+optimizer = build_optimizer(model)
 run.track(model=model, optimizer=optimizer)
 x, turns = batch(), Turns(run.rank)
 while turns.wait():
