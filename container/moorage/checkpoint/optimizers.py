@@ -93,14 +93,14 @@ def _check_sharding(parameter: Tensor, state: Mapping[str, Tensor]) -> None:
 def state_target(
     name: str, facts: TensorFacts, parameter: Tensor, group: Mapping[str, Any], current: Tensor | None
 ) -> Tensor:
-    """The tensor to load a part of a parameter's state into: the one that is there, or a new one, sharded likewise.
+    """The tensor to load a part of a parameter's state into: the one that is there, or new memory, sharded likewise.
 
     Raises CheckpointError where nothing says how it is sharded.
     """
     if current is not None and tuple(current.shape) == facts.shape and current.dtype == facts.dtype:
         return current
     if facts.shape == tuple(parameter.shape):
-        return torch.zeros_like(parameter.detach(), dtype=facts.dtype)
+        return torch.empty_like(parameter.detach(), dtype=facts.dtype)
     if _is_sharded(parameter) and torch.Size(facts.shape).numel() > 1:
         raise CheckpointError(
             f"{name} has shape {facts.shape} in the checkpoint and its parameter {tuple(parameter.shape)}",
@@ -109,7 +109,7 @@ def state_target(
         )
     # As torch.optim itself has it on load: `step` stays on the CPU unless the kernels want it on the device.
     on_cpu = name.endswith("/step") and not (group.get("capturable") or group.get("fused"))
-    return torch.zeros(facts.shape, dtype=facts.dtype, device="cpu" if on_cpu else parameter.device)
+    return torch.empty(facts.shape, dtype=facts.dtype, device="cpu" if on_cpu else parameter.device)
 
 
 def group_problems(key: str, content: Mapping[str, JSON], state: OptimizerState) -> tuple[list[str], list[str]]:

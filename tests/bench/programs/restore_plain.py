@@ -14,7 +14,7 @@ PIECE = 8 << 20
 
 
 def read(file: Path) -> None:
-    memory = memoryview(torch.empty(file.stat().st_size, dtype=torch.uint8).numpy())
+    memory = memoryview(torch.empty(file.stat().st_size, dtype=torch.uint8).numpy())  # type: ignore[arg-type]
     descriptor = os.open(file, os.O_RDONLY)
     while count := os.readv(descriptor, [memory[:PIECE]]):
         memory = memory[count:]
