@@ -81,7 +81,7 @@ class Killer:
 
 
 # Counted in seconds.
-@pytest.mark.full(600, short=12)
+@pytest.mark.full(600, short=8)
 @pytest.mark.timeout(1800)
 def test_killed_every_15_s_it_comes_to_the_same_end(tmp_path: Path, chaos_count: int) -> None:
     # A short pass has the steps of other tests, which have trained the reference already.

@@ -144,8 +144,8 @@ def test_a_rank_that_hangs_is_named_and_training_goes_on(
 
 
 @pytest.mark.full(5, short=1)
-def test_a_frozen_host_is_named_by_the_other(tmp_path: Path, chaos_count: int) -> None:
-    """Its ranks and its supervisor, all stopped at once."""
+def test_a_frozen_host_is_named_by_the_other(tmp_path: Path, chaos_count: int, alone: list[HostProcess]) -> None:
+    """Its ranks and its supervisor, all stopped at once. Started again, the job comes to the same end."""
     die = dice("freeze")
     seconds = []
     for number in range(chaos_count):
@@ -167,4 +167,9 @@ def test_a_frozen_host_is_named_by_the_other(tmp_path: Path, chaos_count: int) -
             assert frozen.ends(15) == 69, reports(hosts)
         for pid in others:
             wait_until(functools.partial(is_gone, pid), what=f"the end of rank {pid}")
-    print(f"{chaos_count} of {chaos_count} frozen hosts named; the other ended after {max(seconds):.1f} s at most")
+        with run_job(tmp_path / str(number)) as hosts:
+            assert [host.ends(90) for host in hosts] == [0, 0], reports(hosts)
+        mine, theirs = weights(hosts[0]), weights(alone[0])
+        assert all(mine[name].equal(theirs[name]) for name in theirs), reports(hosts)
+    print(f"{chaos_count} of {chaos_count} frozen hosts named; the other ended after {max(seconds):.1f} s at most; "
+          "started again, bit-equal")  # fmt: skip
