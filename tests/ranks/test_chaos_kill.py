@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,8 @@ def _kill_in_job(
     own_start: of this job, too, where it was killed before its first step.
     """
     kills: list[float] = []
-    with job.start(checkpoint_steps=die.choice([1, 4, 13]), max_restarts=most) as hosts:
+    interval = die.choice([1, 4, 13])
+    with job.start(checkpoint_steps=interval, max_restarts=most) as hosts:
         wait_until(lambda: len(rank_pids(hosts)) == job.num_hosts * job.ranks, timeout=60, what="the ranks")
         for number in range(most):
             # A kill in a later attempt comes after a step that is new: else it would be the last restart.
@@ -101,6 +103,7 @@ def _kill_in_job(
                 break
             kills.append(killed_at)
         assert [host.ends(DEADLINE) for host in hosts] == [0] * len(hosts), reports(hosts)
+    _check_lost(job, interval)
     begun, first_step = attempt_times(job, 0)
     if first_step < min(kills, default=0.0):
         own_start = first_step - begun
@@ -109,6 +112,20 @@ def _kill_in_job(
         Restart(started=started - killed_at, training=training - killed_at, own_start=own_start)
         for killed_at, started, training in times
     ]
+
+
+def _check_lost(job: ChaosJob, interval: int) -> None:
+    """At most one interval beside the save that was under way: it had begun, so the one before it was committed.
+
+    The last step is noted also where a rank was left waiting in it, its own save not yet begun.
+    """
+    come_to = 0
+    for _, notes in groupby(sorted(job.notes(), key=lambda note: note.attempt), key=lambda note: note.attempt):
+        steps = [note.step for note in notes]
+        assert min(steps) > ((come_to - 1) // interval - 1) * interval, (
+            f"{come_to} steps were done, {min(steps)} came again"
+        )
+        come_to = max(come_to, *steps)
 
 
 def _kill_one(pid: int) -> float | None:
