@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import tarfile
+import termios
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,3 +215,20 @@ def alive(session: int) -> list[int]:
             if int(of_session) == session and state != "Z":
                 found.append(int(path.parent.name))
     return found
+
+
+def on_a_terminal(command: list[str], *, cwd: Path, env: dict[str, str]) -> tuple[int, str]:
+    """Exit code, and what it wrote to a terminal of 100 columns that is its stderr."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 100))
+    process = subprocess.Popen(
+        command, cwd=cwd, env={**os.environ, "TERM": "xterm-256color", **env}, stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    written = bytearray()
+    with contextlib.suppress(OSError):  # how a terminal says that nobody writes any more
+        while data := os.read(ours, 65536):
+            written += data
+    os.close(ours)
+    return process.wait(60), written.decode("utf-8", "replace")

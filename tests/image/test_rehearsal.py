@@ -198,6 +198,29 @@ def test_a_container_that_ignores_sigterm_is_killed_when_the_grace_ends(shell: S
     assert time.monotonic() - began < 60
 
 
+OFFICIAL = (
+    "RUN printf '#!/opt/venv/bin/python3\\nfrom sagemaker_training.cli.train import main\\nmain()\\n' "
+    ">/opt/moorage/bin/train\n"
+)
+"""The `train` of AWS's own toolkit, which the image has for its SM_* variables, in the place of ours."""
+
+
+def test_an_image_with_another_train_is_rehearsed_the_same_way(shell: Shell, build: Build) -> None:
+    """The official one does not pass SIGTERM on: the grace is over, and what was not saved is lost."""
+    program = ["-p", "steps=100", "-p", "pause=0.05", "-p", "save_every=1000"]
+    arguments = [str(shell.program()), *LOSS, "--interrupt", "step=10,grace=2s", *program]
+    found = {}
+    for name, image in (("ours", image_name()), ("official", build(OFFICIAL))):
+        outcome = json.loads(shell.moorage("run", *arguments, "-i", image, "--json").printed)
+        assert outcome["status"] == "Completed"
+        stopped, went_on = outcome["attempts"]
+        lost = stopped["last"] + 1 - went_on["first"]
+        found[name] = (stopped["codes"]["algo-1"], lost, stopped["grace_used"])
+        print(f"{name}: exit code {found[name][0]}, {lost} steps lost, {found[name][2]:.1f} s of 2 s grace used")
+    assert found["ours"][:2] == (143, 0) and found["ours"][2] < 2
+    assert found["official"][0] == 137 and found["official"][1] > 10 and found["official"][2] >= 2
+
+
 def test_ctrl_c_twice_and_a_run_that_was_killed(shell: Shell, containers: Containers) -> None:
     program = str(shell.program())
     command = shell.start("run", program, "-i", image_name(), "-n", "2", "-p", "steps=100000", "-p", "fault=deaf")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rehearsals import COUNTER, LOSS, Shell, alive
+from rehearsals import COUNTER, LOSS, Shell, alive, on_a_terminal
 from support import wait_until
 
 
@@ -291,3 +292,14 @@ def test_logs_can_be_filtered_and_quiet_is_quiet(shell: Shell) -> None:
     quiet = shell.moorage("run", program, "-p", "steps=3", "--quiet")
     assert quiet.told == ""
     assert "Completed" in quiet.printed and "\x1b" not in quiet.printed
+
+
+def test_on_a_terminal_one_line_lives_and_no_color_is_heeded(shell: Shell) -> None:
+    command = [sys.executable, "-m", "moorage.cli", "run", str(shell.program()), *LOSS, "-p", "steps=40"]
+    env = {"XDG_STATE_HOME": str(shell.state)}
+    code, shown = on_a_terminal(command, cwd=shell.folder, env={**env, "NO_COLOR": ""})
+    assert code == 0
+    assert re.search(r"0:0\d  Training  step \d+, [0-9.]+/s  loss=[0-9.]+", shown), shown
+    assert "\x1b[36malgo-1 | " in shown, "the host in its colour"
+    code, shown = on_a_terminal(command, cwd=shell.folder, env={**env, "NO_COLOR": "1"})
+    assert code == 0 and not re.search(r"\x1b\[[0-9;]*3[0-7]m", shown)
