@@ -21,3 +21,4 @@ else:
     run.backward(loss_of(model, batch()))
     run.step()
     run.save()
+run.finish()
