@@ -26,6 +26,8 @@ def verify(shell: Shell, *arguments: str, code: int = 0) -> dict[str, Any]:
     done = shell.moorage("verify", program, *LOSS, *arguments, "--json", code=code)
     verdict: dict[str, Any] = json.loads(done.printed)
     assert json.loads((shell.folder / verdict["folder"] / "verdict.json").read_text()) == verdict
+    alone = json.loads((shell.folder / verdict["folder"] / "uninterrupted" / "outcome.json").read_text())
+    assert len(alone["attempts"]) == 1, "left alone"
     for part in ("uninterrupted", "interrupted"):
         shell.check_nothing_left(Path(verdict["folder"]) / part)
     return verdict

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
@@ -111,6 +112,7 @@ def test_max_run_stops_it_and_what_it_made_is_kept(shell: Shell) -> None:
     outcome = shell.run("--max-run", "2s", "-p", "steps=100000", code=3)
     assert (outcome["status"], outcome["secondary"]) == ("Stopped", "MaxRuntimeExceeded")
     assert outcome["attempts"][0]["codes"] == {"algo-1": 143}
+    assert outcome["training_seconds"] < 20
 
 
 def test_max_wait_ends_a_job_that_spot_has_no_place_for(shell: Shell) -> None:
@@ -213,7 +215,9 @@ def processes(shell: Shell) -> list[int]:
     return found
 
 
-def test_clean_removes_what_a_killed_run_left_and_leaves_one_that_lives(shell: Shell) -> None:
+def test_clean_removes_what_a_killed_run_left_and_leaves_one_that_lives(
+    shell: Shell, request: pytest.FixtureRequest
+) -> None:
     lives = shell.start("run", str(shell.program()), "-p", "steps=100000", "--name", "lives")
     lives.wait_for("step 5 ")
     (kept,) = processes(shell)
@@ -223,6 +227,9 @@ def test_clean_removes_what_a_killed_run_left_and_leaves_one_that_lives(shell: S
     (left,) = (int(number) for entry in entries.values() for number in entry["processes"] if int(number) != kept)
     dies.process.kill()
     dies.ends()
+    # Or it would end by itself, of the log that nobody reads any more.
+    os.killpg(left, signal.SIGSTOP)
+    request.addfinalizer(lambda: alive(left) and os.killpg(left, signal.SIGKILL))
     removed = json.loads(shell.moorage("clean", "--json").printed)
     assert f"process {left}" in removed
     assert [line for line in removed if line.startswith("folder ") and "dies" in line]
