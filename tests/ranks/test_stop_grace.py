@@ -127,3 +127,18 @@ def test_a_save_under_way_is_the_one_that_is_kept(tmp_path: Path) -> None:
     assert committed(host.folder) == [20] and step > 20
     assert f"the checkpoint of step 20 is kept, {step - 20} steps are lost" in why
     goes_on(tmp_path, 20)
+
+
+def test_a_rank_that_left_and_does_not_end_is_no_failure(tmp_path: Path) -> None:
+    """What it was asked for is done: the state is saved. Its Python takes longer to end than the grace."""
+    slow_to_end = PROGRAM.replace("run.finish()", "").replace(
+        "run = moorage.start()", "import atexit; atexit.register(time.sleep, 60); run = moorage.start()"
+    )
+    with run_train(tmp_path, slow_to_end, ranks=2, hyperparameters=STEPS_ONLY, grace=5) as (host,):
+        host.wait_for("from step 0", times=2, timeout=60)
+        host.signal()
+        assert host.ends(20) == 143, host.report()
+    assert "stopped, but not ended when the grace was over: rank 0, 1" in host.stderr
+    assert host.failure is None
+    [step] = committed(host.folder)
+    goes_on(tmp_path, step)

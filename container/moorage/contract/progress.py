@@ -28,13 +28,17 @@ _STACKS = "stacks-"
 
 
 class Activity(enum.IntEnum):
-    """What a rank is at. Only between two steps of TRAINING is it known how long the next sign of life may take."""
+    """What a rank is at. Only between two steps of TRAINING is it known how long the next sign of life may take.
+
+    LEFT: it was stopped, and is done with all that the job wants of it; only its process has not ended yet.
+    """
 
     SET_UP = 0
     TRAINING = 1
     EVALUATING = 2
     SAVING = 3
     FINISHING = 4
+    LEFT = 5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,7 @@ class _Rank:
     open_streams: int = 0
     status: int | None = None
     killed: bool = False
+    dismissed: bool = False
     settled: bool = False
 
 
@@ -72,7 +73,7 @@ class Attempt:
         """A process was reaped."""
         for rank in self._ranks:
             if rank.pid == pid and rank.status is None:
-                rank.status = status
+                rank.status = STOPPED if rank.dismissed and status == -signal.SIGKILL else status
                 self.loop.after(DRAIN, lambda rank=rank: self._drop(rank))  # type: ignore[misc]
                 self.loop.after(GIVE_UP, lambda rank=rank: self._settle(rank))  # type: ignore[misc]
                 self._settle_if_drained(rank)
@@ -88,6 +89,13 @@ class Attempt:
         for rank in self._running():
             rank.killed = True
             kill_group(rank.pid)
+
+    def dismiss(self, ranks: Collection[int]) -> None:
+        """SIGKILL to these ranks, by their global numbers: they were stopped, with nothing left to do."""
+        for rank in self._running():
+            if rank.plan.rank in ranks:
+                rank.dismissed = True
+                kill_group(rank.pid)
 
     @property
     def running(self) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ _AT = {
     Activity.EVALUATING: "evaluating",
     Activity.SAVING: "saving",
     Activity.FINISHING: "finishing",
+    Activity.LEFT: "leaving",
 }
 _FIX = "the stacks of all ranks are in the logs of their hosts; settings hang_minutes and on_hang"
 
@@ -89,7 +90,7 @@ def _culprits(ranks: Sequence[Seen]) -> tuple[list[Seen], str]:
     others = "while the others wait" if len(ranks) > 1 else ""
     if stopped := [rank for rank in ranks if rank.stopped]:
         return stopped, f"it is stopped and cannot answer ({stopped[0].state})"
-    if ended := [rank for rank in ranks if rank.ended and rank.activity != Activity.FINISHING]:
+    if ended := [rank for rank in ranks if rank.ended and rank.activity < Activity.FINISHING]:
         return ended, f"its process has ended {others}".rstrip()
     if mute := [rank for rank in ranks if not rank.answers and not rank.ended]:
         return mute, f"it does not answer ({mute[0].state or 'no word from its host'})"

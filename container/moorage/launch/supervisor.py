@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from moorage.cluster import Cluster
 from moorage.contract.config import JobConfig
 from moorage.contract.failure import Failure, job_secrets, remove_stale
 from moorage.contract.ledger import Ledger, attempt_name
-from moorage.contract.progress import clear_progress, last_step_at, read_progress
+from moorage.contract.progress import Activity, clear_progress, last_step_at, read_marks, read_progress
 from moorage.errors import STOPPED, MoorageError, StopTimeout
 from moorage.launch.agreement import LEAVE_MARGIN, TERMINATED
 from moorage.launch.attempt import Attempt
@@ -233,16 +233,29 @@ class Supervisor:
             self._attempt.terminate()
 
     def _grace_over(self) -> None:
-        if self._attempt is None or not self._attempt.running:
+        if self._attempt is None:
             return
-        running = ", ".join(map(str, self._attempt.running))
+        left = self._dismissed(self._attempt)
+        running = [rank for rank in self._attempt.running if rank not in left]
+        if not running:
+            return
         error = StopTimeout(
-            f"still running {self._config.settings.grace:.0f} s after SIGTERM: rank {running}",
+            f"still running {self._config.settings.grace:.0f} s after SIGTERM: rank {_listed(running)}",
             why="the program did not end, or could not save its state in time",
             fix="handle SIGTERM as moorage.start() does, save less or faster, or raise the setting grace below 120",
         )
         self._attempt.kill()
         self._rank_failed(Failure.from_error(error, self._config.current_host, time=time.time()))
+
+    def _dismissed(self, attempt: Attempt) -> set[int]:
+        """The ranks that have left, and are killed, since nothing is lost: Python may take seconds to end."""
+        first = attempt.plan.ranks[0].rank
+        marks = read_marks(self._run_folder)
+        left = {first + mark.local_rank for mark in marks if mark.activity is Activity.LEFT} & {*attempt.running}
+        if left:
+            logger.info("stopped, but not ended when the grace was over: rank %s", _listed(sorted(left)))
+            attempt.dismiss(left)
+        return left
 
     def _alone(self) -> None:
         """Nobody told us that it is over, and the platform would not wait for that either."""
@@ -285,6 +298,10 @@ class Supervisor:
             timer.cancel()
         kill_children()
         self._ledger.close()
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks))
 
 
 def _nothing() -> None:

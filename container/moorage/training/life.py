@@ -67,6 +67,11 @@ class Life:
         if self._progress is not None:
             self._progress.enter(Activity.FINISHING)
 
+    def left(self) -> None:
+        """It was stopped, with its state saved or given up: however its process ends, the job lacks nothing."""
+        if self._progress is not None:
+            self._progress.enter(Activity.LEFT)
+
 
 def _answer_with_stacks(path: Path) -> None:
     """faulthandler writes from within the signal handler: also while the main thread sits in a call that does not

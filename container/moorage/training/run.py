@@ -304,10 +304,11 @@ class Run:
         left = save_in_time(
             self._saver, self._ranks, self._save, step=step, grace=grace, ends=self._stop.ends(grace)
         )  # fmt: skip
+        self._ledger.write("stopped", step=step, kept=left.kept)
+        self._life.left()
         if left.late:
-            self._ledger.write("stopped", step=step, kept=left.kept)
             leave_now()
-        self._close("stopped", kept=left.kept)
+        self._close()
         raise Stopped
 
     # Evaluation and reports
@@ -400,7 +401,8 @@ class Run:
         for name, model in self._models.items():
             folder = self.model_folder if len(self._models) == 1 else self.model_folder / name
             export(model, folder, facts, is_main=self.is_main)
-        self._close("finished")
+        self._ledger.write("finished", step=self._position.step)
+        self._close()
 
     def _load_best(self) -> int:
         """The step of the weights now in the models."""
@@ -426,11 +428,10 @@ class Run:
     def _run_state(self) -> dict[str, Any]:
         return {"best": self._best.state(), "feed": self._feed.state()}
 
-    def _close(self, event: str, **facts: object) -> None:
+    def _close(self) -> None:
         self._saver.close()
         if self._trackers:
             self._trackers.finish()
-        self._ledger.write(event, step=self._position.step, **facts)
         self._ranks.part()
 
     # Inside
