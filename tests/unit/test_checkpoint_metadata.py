@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import pickle
 import warnings
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -177,6 +180,12 @@ def tensor(size: list[int], *chunks: tuple[list[int], list[int]]) -> dict[str, A
     }
 
 
+def stored(size: list[int], *chunks: tuple[list[int], list[int]]) -> dict[str, Any]:
+    """With room in the file for each."""
+    places = {MetadataIndex("w", offsets): _StorageInfo("a.distcp", 0, 1600) for offsets, _ in chunks}
+    return {"state_dict_metadata": tensor(size, *chunks), "storage_data": places}
+
+
 WRONG: dict[str, Callable[[], dict[str, Any]]] = {
     "unpickled item": lambda: {"state_dict_metadata": {"w": BytesStorageMetadata()}},
     "path above": lambda: {"storage_data": place("../a.distcp", 0, 1600)},
@@ -196,6 +205,9 @@ WRONG: dict[str, Callable[[], dict[str, Any]]] = {
     "no storage": lambda: {"storage_data": None},
     "no tensors": lambda: {"state_dict_metadata": [1]},
     "shared": lambda: {"state_dict_metadata": {"w": metadata()}},
+    "twice the same": lambda: stored([4, 2], ([0, 0], [2, 2]), ([0, 0], [2, 2])),
+    "one over another": lambda: stored([4, 2], ([0, 0], [3, 2]), ([2, 0], [1, 2])),
+    "one over two": lambda: stored([4, 4], ([0, 0], [2, 4]), ([2, 0], [2, 2]), ([1, 1], [2, 2])),
     "one state for two": lambda: {"state_dict_metadata": _one_state_for_two()},
 }
 
@@ -212,6 +224,17 @@ def _one_state_for_two() -> dict[str, Any]:
 def test_metadata_that_does_not_fit_is_refused(name: str) -> None:
     with pytest.raises(MetadataError):
         parse_metadata(pickle.dumps(metadata(**WRONG[name]())), SIZES)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=5), st.lists(st.integers(0, 4), min_size=1, max_size=5))
+def test_a_tensor_cut_into_any_grid_is_read(heights: list[int], widths: list[int]) -> None:
+    """Pieces of no rows or columns included: ranks without a row of a small tensor have such."""
+    cut = [
+        ([sum(heights[:row]), sum(widths[:column])], [heights[row], widths[column]])
+        for row, column in itertools.product(range(len(heights)), range(len(widths)))
+    ]
+    wanted = metadata(**stored([sum(heights), sum(widths)], *cut))
+    assert parse_metadata(pickle.dumps(wanted), SIZES).state_dict_metadata == wanted.state_dict_metadata
 
 
 def test_broken_pickles_are_refused() -> None:

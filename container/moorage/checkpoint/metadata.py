@@ -11,7 +11,7 @@ import gc
 import io
 import math
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -255,8 +255,33 @@ def check_coverage(metadata: Metadata) -> None:
             if any(o + s > whole for o, s, whole in zip(chunk.offsets, chunk.sizes, tensor.size, strict=True)):
                 raise MetadataError(f"{name!r:.80} has a chunk outside its shape {tuple(tensor.size)}")
             volume += math.prod(chunk.sizes)
-        if volume != math.prod(tensor.size) or not tensor.chunks:
+        if volume != math.prod(tensor.size) or not tensor.chunks or not _are_apart(tensor.chunks):
             raise MetadataError(f"{name!r:.80} of shape {tuple(tensor.size)} is not covered by its chunks")
+
+
+def _are_apart(chunks: Sequence[ChunkStorageMetadata]) -> bool:
+    """Whether no two of them, all of the same number of dimensions, have an element in common.
+
+    In the order in which they begin along one dimension, each is compared with those that reach as far: along the one
+    in which they begin at most places there are few.
+    """
+    chunks = [chunk for chunk in chunks if math.prod(chunk.sizes)]
+    dims = range(len(chunks[0].sizes) if len(chunks) > 1 else 0)
+    along = max(dims, key=lambda dim: len({chunk.offsets[dim] for chunk in chunks}), default=None)
+    if along is None:
+        return True
+    reaching: list[ChunkStorageMetadata] = []
+    for chunk in sorted(chunks, key=lambda chunk: chunk.offsets[along]):
+        reaching = [one for one in reaching if one.offsets[along] + one.sizes[along] > chunk.offsets[along]]
+        if any(_meet(chunk, one) for one in reaching):
+            return False
+        reaching.append(chunk)
+    return True
+
+
+def _meet(one: ChunkStorageMetadata, other: ChunkStorageMetadata) -> bool:
+    places = zip(one.offsets, one.sizes, other.offsets, other.sizes, strict=True)
+    return all(a < b + d and b < a + c for a, c, b, d in places)
 
 
 def _tensors(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
