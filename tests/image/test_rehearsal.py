@@ -139,7 +139,7 @@ def test_faults_of_machines_are_retried_and_end_as_the_platform_says(shell: Shel
 
 def test_a_host_that_is_cut_off_is_named_and_the_job_starts_again(shell: Shell) -> None:
     outcome = in_image(
-        shell, "-n", "2", "--fault", "cut-network,step=10,host=algo-2", "-p", "steps=600", "-s", "heartbeat_timeout=4"
+        shell, "-n", "2", "--fault", "cut-network,step=10,host=algo-2", "-p", "steps=400", "-s", "heartbeat_timeout=4"
     )
     assert outcome["attempts"][0]["ended_by"] == "fault"
     assert outcome["status"] == "Completed"
@@ -207,7 +207,7 @@ OFFICIAL = (
 
 def test_an_image_with_another_train_is_rehearsed_the_same_way(shell: Shell, build: Build) -> None:
     """The official one does not pass SIGTERM on: the grace is over, and what was not saved is lost."""
-    program = ["-p", "steps=100", "-p", "pause=0.05", "-p", "save_every=1000"]
+    program = ["-p", "steps=75", "-p", "pause=0.05", "-p", "save_every=1000"]
     arguments = [str(shell.program()), *LOSS, "--interrupt", "step=10,grace=2s", *program]
     found = {}
     for name, image in (("ours", image_name()), ("official", build(OFFICIAL))):
