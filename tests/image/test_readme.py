@@ -133,6 +133,11 @@ def test_train(shell: Shell) -> None:
     assert ledger(shell.folder / "ml" / "here")["resume"]["step"] == 440
 
 
+def test_rehearsal(shell: Shell) -> None:
+    shell.run(the("rehearsal"), timeout=400)
+    assert list((shell.folder / "ml" / "project" / "runs").glob("*/report.html"))
+
+
 def ledger(job: Path) -> dict[str, dict[str, int]]:
     """The last event of each kind."""
     lines = [line for file in sorted(job.glob("checkpoints/ledger/*")) for line in file.read_text().splitlines()]

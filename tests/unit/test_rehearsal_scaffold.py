@@ -28,6 +28,15 @@ def test_the_job_file_describes_a_job(tmp_path: Path) -> None:
     assert set(job.metrics) == {"train_loss", "val_accuracy"}
 
 
+def test_the_program_is_the_example(tmp_path: Path) -> None:
+    scaffold.lay_out(tmp_path)
+    mine, example = (
+        path.read_text(encoding="utf-8").split('"""', 2)[2]
+        for path in (tmp_path / "code" / "train.py", ROOT / "examples" / "digits" / "train.py")
+    )
+    assert mine == example
+
+
 def test_the_makefile_calls_commands_that_exist(tmp_path: Path) -> None:
     scaffold.lay_out(tmp_path)
     listed = subprocess.run(["make", "-C", str(tmp_path)], capture_output=True, text=True, timeout=60, check=True)
