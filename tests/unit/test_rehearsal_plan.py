@@ -14,7 +14,8 @@ import pytest
 from moorage.contract.config import JobConfig
 from moorage.contract.values import decode
 from moorage.errors import ConfigError, EngineError
-from moorage.rehearsal import channels, clients, hosts, spelling
+from moorage.rehearsal import channels, clients, hosts, runs, spelling
+from moorage.rehearsal.code import submitted
 from moorage.rehearsal.job import Channel, Fault, Interruption, Job
 from moorage.rehearsal.observer import Observer
 from moorage.rehearsal.schedule import Faults, Moment, Schedule
@@ -143,6 +144,19 @@ def test_limits_of_the_platform(tmp_path: Path) -> None:
 # A host's folder
 
 
+def test_code_is_taken_once_and_without_the_runs_that_lie_in_it(tmp_path: Path) -> None:
+    for name in ("train.py", "lib/a.py", ".git/HEAD", "elsewhere/run-0/events.jsonl", "runs/other/logs/algo-1.log"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("as it was")
+    runs.make_folder(tmp_path / "lives", "number")
+    given = submitted(job(tmp_path, source=tmp_path, folder=tmp_path / "runs" / "mine"))
+    (tmp_path / "train.py").write_text("changed")
+    assert given.source is not None and given.source.is_relative_to(tmp_path / "runs" / "mine")
+    files = {str(path.relative_to(given.source)) for path in given.source.rglob("*") if path.is_file()}
+    assert files == {"train.py", "lib/a.py"}
+    assert (given.source / "train.py").read_text() == "as it was"
+
+
 @pytest.mark.parametrize("client", ["sdk-v2", "sdk-v3", "tuning", "plain"])
 def test_our_own_reader_understands_the_folder(tmp_path: Path, client: Any) -> None:
     (tmp_path / "data").mkdir()
@@ -153,6 +167,7 @@ def test_our_own_reader_understands_the_folder(tmp_path: Path, client: Any) -> N
         tmp_path, client=client, hosts=3, hyperparameters=HYPERPARAMETERS, program="train.py", source=tmp_path / "code",
         data={"train": Channel(path=tmp_path / "data", content_type="text/csv")},
     )  # fmt: skip
+    given = submitted(given)
     for plan in hosts.plan(given, tmp_path / "hosts"):
         assert hosts.lay_out(given, plan) == []
         config = JobConfig.read({"SAGEMAKER_BASE_DIR": str(plan.ml), **plan.env})
@@ -193,14 +208,6 @@ def test_a_checkpoint_path_elsewhere_is_a_mount_of_its_own(tmp_path: Path) -> No
     (plan,) = hosts.plan(job(tmp_path, checkpoint_path="/state"), tmp_path)
     assert [mount.target for mount in plan.mounts] == ["/opt/ml", "/state"]
     assert plan.mounts[1].source == plan.checkpoints
-
-
-def test_the_runs_folder_in_the_source_is_not_code(tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text("")
-    given = job(tmp_path, source=tmp_path, program="train.py")
-    (plan,) = hosts.plan(given, given.folder / "hosts")
-    hosts.lay_out(given, plan)
-    assert [path.name for path in (plan.ml / "code").iterdir()] == ["train.py"]
 
 
 # Data

@@ -26,7 +26,7 @@ def add(app: typer.Typer) -> None:
         PANEL,
         [
             "moorage report",
-            "moorage report runs/digits-2026-01-31-12-00-00-123 --on-demand-price 3.06 --spot-price 0.92",
+            "moorage report runs/digits-2026-01-31-12-00-00-123456 --on-demand-price 3.06 --spot-price 0.92",
             "moorage report checkpoints/ --log cloudwatch.txt -o job.html",
             "moorage report --json | jq .goodput",
         ],

@@ -104,8 +104,11 @@ def _is_module(program: str) -> bool:
 
 
 def _name(base: str, now: datetime) -> str:
-    """BASE-2026-01-31-12-00-00-123, in letters, digits and single '-', at most 63 (CreateTrainingJob)."""
-    moment = f"{now:%Y-%m-%d-%H-%M-%S}-{now.microsecond // 1000:03d}"
+    """BASE-2026-01-31-12-00-00-123456, in letters, digits and single '-', at most 63 (CreateTrainingJob).
+
+    To the microsecond, where the SDKs have milliseconds: two may be started at once.
+    """
+    moment = f"{now:%Y-%m-%d-%H-%M-%S-%f}"
     clean = re.sub(r"[^A-Za-z0-9]+", "-", base).strip("-") or "job"
     return f"{clean[: 62 - len(moment)].rstrip('-')}-{moment}"
 

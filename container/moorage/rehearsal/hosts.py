@@ -151,7 +151,7 @@ def lay_out(job: Job, host: HostPlan, told: channels.Told = lambda done, total: 
         (host.ml / "input/config" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     if job.source is not None:
         code = "input/data/code" if job.client == "sdk-v3" else "code"
-        _copy_code(job.source, host.ml / code, leave_out=job.folder.resolve())
+        shutil.copytree(job.source, host.ml / code, dirs_exist_ok=True)
     pipes = []
     for name, channel in job.data.items():
         files = channels.keys(channel, host.index, job.hosts)
@@ -170,14 +170,3 @@ def lay_out(job: Job, host: HostPlan, told: channels.Told = lambda done, total: 
         else:
             channels.link(files, folder)
     return pipes
-
-
-def _copy_code(source: Path, target: Path, leave_out: Path) -> None:
-    """leave_out: the run's own folder, which may lie in the source."""
-    usual = shutil.ignore_patterns("__pycache__", ".git", ".venv")
-
-    def ignored(parent: str, names: list[str]) -> set[str]:
-        inside = {name for name in names if Path(parent, name).resolve() == leave_out}
-        return inside | usual(parent, names)
-
-    shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)

@@ -16,6 +16,7 @@ from moorage.contract.ledger import Record, read_ledger
 from moorage.rehearsal import gather, hosts, prefix, runs
 from moorage.rehearsal.attempt import Limits, Watch, Watched
 from moorage.rehearsal.breaking import Breaking
+from moorage.rehearsal.code import submitted
 from moorage.rehearsal.containers import DockerEngine
 from moorage.rehearsal.engines import Engine, Stream
 from moorage.rehearsal.events import AttemptEnded, AttemptStarted, Event, HostLine, Listener, Metric, Note
@@ -53,6 +54,7 @@ def rehearse(job: Job, tell: Listener = quiet, *, env: Mapping[str, str], stop: 
     entry = runs.Entry.create(env, job.folder.absolute())
     try:
         runs.make_folder(job.folder, entry.run)
+        job = submitted(job)
         journal = Journal(job.folder, tell)
         engine: Engine
         if job.engine == "docker":
