@@ -15,7 +15,7 @@ from aws import aws_server
 from moorage.contract.ledger import FOLDER
 from moorage.errors import CheckpointError
 from ranks.chaos import DEADLINE, ChaosJob, await_random_moment, dice, is_over, left_alone, rank_pids, reports
-from s3_faults import OWNER, Faults, faulty
+from s3_faults import OWNER, Fault, Faults, faulty
 from support import wait_until
 
 
@@ -27,8 +27,9 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def faults(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
-    """A bucket, which jobs reach through the proxy."""
-    faults = Faults(0)
+    """A bucket, which jobs reach through the proxy. No answer stalls: each would take 20 s, and a job saves often here;
+    tests/unit has those."""
+    faults = Faults(0, kinds=set(Fault) - {Fault.STALLED_ANSWER})
     with faulty(endpoint, faults):
         given = {"ENDPOINT_URL": faults.endpoint, "REGION": "eu-west-1", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "y"}
         for name, value in given.items():
