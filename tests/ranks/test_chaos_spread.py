@@ -36,7 +36,10 @@ def test_other_numbers_of_ranks_within_an_epoch(tmp_path: Path, chaos_count: int
         _stop_within(job, die, range(28, 40), ranks_per_host=1)
         job.finishes(ranks_per_host=3)
         notes = job.notes()
-        assert [len({note.rank for note in notes if note.step == step}) for step in (1, 22, 51)] == [2, 1, 3]
+        # A busy machine stops later than asked for, so the steps are those that the ledger tells.
+        first, second = (event["step"] for event in job.events("stopped"))
+        trained_by = {step: len({note.rank for note in notes if note.step == step}) for step in range(1, job.steps + 1)}
+        assert trained_by == {step: 2 if step <= first else 1 if step <= second else 3 for step in trained_by}
         for epoch in range(2):
             seen = [i for note in notes if note.epoch == epoch and note.weight > 0 for i in note.indices]
             assert sorted(seen) == list(range(1202)), f"epoch {epoch}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -9,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -476,7 +476,7 @@ def die_while_saving(rank: int, folder: Path, stage: str) -> None:
     for step in range(1, 10):
         seen = folder / "host-1" / step_name(step)
         if rank == 1 and step == 3:
-            threading.Thread(target=_kill_when, args=(seen, stage), daemon=True).start()
+            sys.addaudithook(functools.partial(_kill_when, seen, stage))
         size = 2_000_000 if step == 3 else 1000
         tensors = Tensors({"w": torch.full((size,), float(step)), f"own/{rank}": torch.full((size,), float(rank))})
         one.save(tensors, info=SaveInfo(step=step), objects={"filler": "x" * 3_000_000})
@@ -484,10 +484,11 @@ def die_while_saving(rank: int, folder: Path, stage: str) -> None:
         dist.barrier()
 
 
-def _kill_when(folder: Path, stage: str) -> None:
-    while not any(path.name.endswith(stage) for path in (folder.iterdir() if folder.exists() else ())):
-        pass
-    os.kill(os.getpid(), signal.SIGKILL)
+def _kill_when(folder: Path, stage: str, event: str, _arguments: object) -> None:
+    """When a file is about to be opened or renamed, and one of this stage is there already."""
+    files = folder.iterdir() if event in ("open", "os.rename") and folder.exists() else ()
+    if any(path.name.endswith(stage) for path in files):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def after_death(rank: int, folder: Path) -> int:

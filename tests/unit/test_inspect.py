@@ -98,18 +98,21 @@ def test_a_prefix_in_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         for name, value in given.items():
             monkeypatch.setenv(f"AWS_{name}", value)
         s3 = boto3.client("s3", endpoint_url=endpoint, region_name="eu-west-1")
-        s3.create_bucket(Bucket="bucket", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+        s3.create_bucket(Bucket="inspected", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
         for path in tmp_path.rglob("*"):
             if path.is_file():
-                s3.upload_file(str(path), "bucket", f"jobs/one/{path.relative_to(tmp_path)}")
+                s3.upload_file(str(path), "inspected", f"jobs/one/{path.relative_to(tmp_path)}")
         s3.close()
-        done = moorage("s3://bucket/jobs/one")
+        done = moorage("s3://inspected/jobs/one")
         assert done.returncode == 1
         assert f"{shard(3)[0]} of algo-2: 4 bytes instead of 1003" in done.stdout
         assert "1 of 2 whole (hashes verified); a job goes on from step 10" in done.stdout
-        one = moorage("s3://bucket/jobs/one/step-00000010/", "--json")
+        one = moorage("s3://inspected/jobs/one/step-00000010/", "--json")
         assert (one.returncode, [found["step"] for found in json.loads(one.stdout)["checkpoints"]]) == (0, [10])
-        assert (moorage("s3://bucket/jobs").returncode, moorage("s3://bucket/jobs").stdout) == (2, "no checkpoints\n")
+        assert (moorage("s3://inspected/jobs").returncode, moorage("s3://inspected/jobs").stdout) == (
+            2,
+            "no checkpoints\n",
+        )
         absent = moorage("s3://another/jobs")
         assert absent.returncode == CheckpointError.exit_code and "s3://another/jobs" in absent.stderr
     wrong = moorage("s3://Bucket/jobs")
