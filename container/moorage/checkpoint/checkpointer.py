@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata
 
 from moorage.checkpoint import retention
-from moorage.checkpoint.durable import describe
 from moorage.checkpoint.group import USUAL, Group
 from moorage.checkpoint.layout import MANIFEST, step_name
 from moorage.checkpoint.loading import load
@@ -25,7 +24,7 @@ from moorage.checkpoint.saves import Outcome, Saves
 from moorage.checkpoint.source import Folders, Source, exists, num_threads
 from moorage.checkpoint.storage import Disk, Storage
 from moorage.checkpoint.store import find_store
-from moorage.errors import CheckpointError, MoorageError
+from moorage.errors import CheckpointError, MoorageError, describe
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from moorage import __version__
 from moorage.checkpoint.copying import Copying
-from moorage.checkpoint.durable import FileFacts, describe, digest
+from moorage.checkpoint.durable import FileFacts, digest
 from moorage.checkpoint.group import Group
 from moorage.checkpoint.layout import BEST, MANIFEST, METADATA
 from moorage.checkpoint.manifest import JSON, Entry, Manifest, SaveInfo
@@ -29,7 +29,7 @@ from moorage.checkpoint.plan import Plan
 from moorage.checkpoint.shard import Shard, Staging
 from moorage.checkpoint.storage import write_bytes
 from moorage.checkpoint.store import Store
-from moorage.errors import MoorageError
+from moorage.errors import MoorageError, describe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,6 @@ from pathlib import Path
 import xxhash
 
 from moorage.checkpoint.layout import IGNORE
-from moorage.errors import describe
-
-__all__ = ["BLOCK", "CHUNK", "FileFacts", "Writer", "describe", "digest", "sync_folder", "write_bytes", "writing"]
 
 log = logging.getLogger("moorage")
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from moorage.checkpoint import uploads
-from moorage.checkpoint.durable import describe
 from moorage.checkpoint.layout import BEST, MANIFEST, METADATA, UPLOADED, is_data_name, step_name, step_of
 from moorage.checkpoint.manifest import Manifest, ManifestError, read_manifest
 from moorage.checkpoint.opening import open_s3
 from moorage.checkpoint.source import Source, num_threads, verify
 from moorage.checkpoint.storage import Disk, Seen, Storage
 from moorage.contract.s3 import SCHEME, Address
-from moorage.errors import ConfigError
+from moorage.errors import ConfigError, describe
 
 Tell = Callable[[str, int, int], None]
 """Called with the name of a checkpoint, and how many of its bytes are verified, out of how many."""

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from moorage.checkpoint.durable import FileFacts, describe, digest
+from moorage.checkpoint.durable import FileFacts, digest
 from moorage.checkpoint.layout import MANIFEST, METADATA, is_data_name, step_name
 from moorage.checkpoint.source import Source, read_bytes
+from moorage.errors import describe
 
 T = TypeVar("T")
 

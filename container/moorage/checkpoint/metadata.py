@@ -28,10 +28,9 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from moorage.checkpoint.durable import describe
 from moorage.checkpoint.layout import METADATA, is_data_name
 from moorage.checkpoint.source import Source, read_bytes
-from moorage.errors import CheckpointError
+from moorage.errors import CheckpointError, describe
 
 T = TypeVar("T")
 

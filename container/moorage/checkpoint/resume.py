@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch.distributed.checkpoint.metadata import Metadata
 
 from moorage.checkpoint.agree import Completion, Held, Transfer, Version, completion, look, versions
-from moorage.checkpoint.durable import describe, digest
+from moorage.checkpoint.durable import digest
 from moorage.checkpoint.group import Group
 from moorage.checkpoint.layout import MANIFEST, step_name
 from moorage.checkpoint.manifest import LARGEST, Manifest, ManifestError
@@ -18,7 +18,7 @@ from moorage.checkpoint.source import num_threads, read_bytes, verify
 from moorage.checkpoint.storage import write_bytes
 from moorage.checkpoint.store import Store
 from moorage.checkpoint.transfer import receive_file, send_file
-from moorage.errors import CheckpointError, MoorageError
+from moorage.errors import CheckpointError, MoorageError, describe
 
 
 class Resume:

@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moorage.checkpoint import uploads
-from moorage.checkpoint.durable import describe
 from moorage.checkpoint.layout import (
     BEST,
     IGNORE,
@@ -26,7 +25,7 @@ from moorage.checkpoint.layout import (
 )
 from moorage.checkpoint.manifest import ManifestError, read_manifest
 from moorage.checkpoint.storage import Storage, committed, write_bytes
-from moorage.errors import MoorageError
+from moorage.errors import MoorageError, describe
 
 
 def mark_best(storage: Storage, step: int) -> None:

@@ -18,8 +18,9 @@ from typing import Protocol
 
 import xxhash
 
-from moorage.checkpoint.durable import FileFacts, describe
+from moorage.checkpoint.durable import FileFacts
 from moorage.checkpoint.layout import step_name, step_of, steps
+from moorage.errors import describe
 
 PIECE = 512 << 10
 """Bytes hashed at a time: what was read is still in a core's own cache."""

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moorage.checkpoint.durable import describe
 from moorage.checkpoint.group import Group
 from moorage.checkpoint.layout import IGNORE
 from moorage.checkpoint.storage import Storage
-from moorage.errors import CheckpointError
+from moorage.errors import CheckpointError, describe
 
 _PROBE = re.compile(r"probe-[0-9a-f]{16}" + re.escape(IGNORE))
 

@@ -11,10 +11,11 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from moorage.checkpoint.durable import CHUNK, FileFacts, describe
+from moorage.checkpoint.durable import CHUNK, FileFacts
 from moorage.checkpoint.group import Group
 from moorage.checkpoint.source import Source
 from moorage.checkpoint.storage import Writer
+from moorage.errors import describe
 
 
 def send_file(source: Source, name: str, facts: FileFacts, targets: Sequence[int], group: Group) -> str:

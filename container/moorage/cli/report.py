@@ -66,6 +66,7 @@ def report(
     """
     from moorage.rehearsal.report import read_report
     from moorage.rehearsal.report_page import write_page
+    from moorage.rehearsal.report_text import named
     from moorage.rehearsal.summary import report_summary
 
     told = narrator(quiet=quiet)
@@ -82,7 +83,7 @@ def report(
     if as_json:
         result(found.to_json(), as_json=True)
     else:
-        result([*report_summary(found), "", f"  {'page':<14} {page}"])
+        result([*report_summary(found), "", *named([("page", str(page))])])
 
 
 def _folder(job: Path | None) -> Path:

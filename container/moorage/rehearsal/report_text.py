@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 
@@ -30,6 +30,11 @@ def number_text(value: float) -> str:
     if value == int(value) and abs(value) < 1e6:
         return f"{int(value)}"
     return f"{value:.4g}"
+
+
+def named(facts: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Lines of a terminal, the names in a column of their own."""
+    yield from (f"  {name:<14} {text}" for name, text in facts)
 
 
 def counted(number: int, what: str) -> str:

@@ -5,13 +5,13 @@ Of at most about 100 columns, with ASCII only besides what the job itself brings
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from moorage.rehearsal.outcome import Outcome
 from moorage.rehearsal.prices import Savings
 from moorage.rehearsal.report import Report
-from moorage.rehearsal.report_text import counted, money_text, number_text, percent_text, seconds_text
+from moorage.rehearsal.report_text import counted, money_text, named, number_text, percent_text, seconds_text
 
 WIDTH = 60
 _ENDS = {
@@ -46,7 +46,7 @@ def summary(outcome: Outcome) -> Iterator[str]:
     """Of a rehearsal that has just ended."""
     yield from _head(outcome.name, outcome.status, outcome.secondary, outcome.failure_reason, outcome.attempts)
     yield ""
-    yield from _named(_facts(outcome))
+    yield from named(_facts(outcome))
     yield from (f"warning: {text}" for text in outcome.warnings)
 
 
@@ -55,7 +55,7 @@ def report_summary(report: Report) -> Iterator[str]:
     status = report.status or "as its ledger tells"
     yield from _head(report.name, status, report.secondary, report.failure, report.attempts)
     yield ""
-    yield from _named(_report_facts(report))
+    yield from named(_report_facts(report))
     yield from (f"warning: {text}" for text in report.warnings)
     yield from report.notes
 
@@ -74,10 +74,6 @@ def _head(name: str, status: str, secondary: str, failure: str, attempts: Sequen
     yield f"  {line}"
     used = {end: text for end, text in _LEGEND.items() if end in line}
     yield f"  = training, . waiting, {', '.join(f'{end} {text}' for end, text in used.items())}"
-
-
-def _named(facts: Iterable[tuple[str, str]]) -> Iterator[str]:
-    yield from (f"  {name:<14} {text}" for name, text in facts)
 
 
 def _table(attempts: Sequence[AnAttempt]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moorage.rehearsal.report_attempts import AttemptRow
+from moorage.rehearsal.report_text import named
 from moorage.rehearsal.sameness import Departure, End, Losses, Same
 from moorage.rehearsal.weights import Weights
 
@@ -136,7 +137,7 @@ def lines(verdict: Verdict) -> Iterator[str]:
     if verdict.failure:
         yield from (f"  {line}" for line in verdict.failure.splitlines())
     yield ""
-    yield from (f"  {name:<14} {text}" for name, text in _facts(verdict))
+    yield from named(_facts(verdict))
     if verdict.causes:
         yield ""
         yield "usually the cause is:"
