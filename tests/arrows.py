@@ -24,9 +24,9 @@ ARROWS: dict[str, frozenset[str]] = {
     "launch": frozenset({"errors", "contract", "cluster"}),
     "checkpoint": frozenset({"errors", "contract"}),
     "training": frozenset({"errors", "contract", "checkpoint"}),
-    "serving": frozenset({"errors", "contract"}),
+    "serving": frozenset({"errors", "contract", "cluster"}),
     "rehearsal": frozenset({"errors", "contract"}),
-    "cloud": frozenset({"errors", "contract"}),
+    "cloud": frozenset({"errors", "contract", "rehearsal"}),
 }
 """What each part may import, beside itself and the package's version."""
 

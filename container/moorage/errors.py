@@ -63,6 +63,18 @@ class ExportError(MoorageError):
     exit_code = 73
 
 
+class ModelError(MoorageError):
+    """The trained model cannot be loaded or made ready to serve."""
+
+    exit_code = 72
+
+
+class CloudError(MoorageError):
+    """AWS refuses, or is not reached."""
+
+    exit_code = 77
+
+
 class StopTimeout(MoorageError):
     """Ranks were still running when the grace after SIGTERM ended."""
 
