@@ -14,7 +14,9 @@ from typing import Any
 
 import docker
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
-from ecr import Held, RegistryError
+from ecr import Held
+
+from moorage.errors import CloudError, EngineError
 
 PROGRESS_SECONDS = 5.0
 
@@ -83,14 +85,14 @@ class Image:
 
 
 class Engine:
-    """The docker engine that DOCKER_HOST names, or the machine's. Every method raises RegistryError."""
+    """The docker engine that DOCKER_HOST names, or the machine's. Every method raises EngineError or CloudError."""
 
     def __init__(self) -> None:
         try:
             self._client = docker.from_env(timeout=600)
             self._client.ping()
         except DockerException as error:
-            raise RegistryError("no docker engine answers", why=str(error), fix=_NO_ENGINE) from None
+            raise EngineError("no docker engine answers", why=str(error), fix=_NO_ENGINE) from None
 
     def image(self, name: str) -> Image:
         """The image of that name:tag."""
@@ -99,13 +101,13 @@ class Engine:
         except ImageNotFound:
             tag = name.rpartition(":")[2]
             fix = f"`make build VARIANT={tag}` builds it" if tag in ("cpu", "cuda") else "`make build` builds it"
-            raise RegistryError(
+            raise EngineError(
                 f"the image {name} is not here",
                 why="it is not built yet, or IMAGE, TAG or VARIANT name another",
                 fix=fix,
             ) from None
         except APIError as error:
-            raise RegistryError(f"the engine does not show the image {name}", why=explanation(error)) from None
+            raise EngineError(f"the engine does not show the image {name}", why=explanation(error)) from None
         return Image(
             name=name,
             tag=name.rpartition(":")[2],
@@ -146,7 +148,7 @@ def header(auth: Auth | None) -> dict[str, str] | None:
 
 
 def follow(messages: Iterable[dict[str, Any]], what: str) -> str:
-    """Read the engine's messages of a push to their end; the digest they name. Raises RegistryError."""
+    """Read the engine's messages of a push to their end; the digest they name. Raises CloudError."""
     sizes: dict[str, tuple[int, int]] = {}
     digest = ""
     due = time.monotonic() + PROGRESS_SECONDS
@@ -164,16 +166,16 @@ def follow(messages: Iterable[dict[str, Any]], what: str) -> str:
             print(f"  {done:.0f} of {total:.0f} MB", file=sys.stderr, flush=True)
             due = time.monotonic() + PROGRESS_SECONDS
     if not digest:
-        raise RegistryError(what, why="the engine named no digest at the end of the push", fix="push again")
+        raise CloudError(what, why="the engine named no digest at the end of the push", fix="push again")
     return digest
 
 
-def refusal(what: str, said: str) -> RegistryError:
+def refusal(what: str, said: str) -> CloudError:
     """Cause and remedy for the words of an engine."""
     for pattern, why, fix in _REFUSALS:
         if re.search(pattern, said, re.IGNORECASE):
-            return RegistryError(what, why=f"{why} ({said.strip()})", fix=fix)
-    return RegistryError(what, why=said.strip(), fix="the engine's log may say more")
+            return CloudError(what, why=f"{why} ({said.strip()})", fix=fix)
+    return CloudError(what, why=said.strip(), fix="the engine's log may say more")
 
 
 def explanation(error: APIError) -> str:

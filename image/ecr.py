@@ -6,15 +6,12 @@ import base64
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import boto3
-import botocore.exceptions as boto
-from botocore.config import Config
-
-from moorage.errors import MoorageError
+from moorage.cloud import aws
+from moorage.cloud.aws import aws_errors
 
 MANIFESTS = [
     "application/vnd.docker.distribution.manifest.v2+json",
@@ -26,24 +23,6 @@ MANIFESTS = [
 _HOST = re.compile(
     r"(?P<account>\d{12})\.dkr[.-]ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.(amazonaws\.com|on\.aws)(\.[a-z]+)?"
 )
-
-_DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "KmsException", "403"}
-_UNKNOWN_KEYS = {
-    "UnrecognizedClientException", "InvalidClientTokenId", "SignatureDoesNotMatch", "InvalidSignatureException",
-    "AuthFailure",
-}  # fmt: skip
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
-
-_SIGN_IN = (
-    "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or sign in by `aws sso login`; "
-    "in CodeBuild the project's service role gives them"
-)
-
-
-class RegistryError(MoorageError):
-    """AWS, a registry or the docker engine refuses, or is not reached."""
-
-    exit_code = 69
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +52,13 @@ def parse_host(host: str) -> tuple[str, str] | None:
 
 
 class Ecr:
-    """One account's registry in one region. Every method raises RegistryError where AWS refuses or is not reached."""
+    """One account's registry in one region. Every method raises CloudError where AWS refuses or is not reached."""
 
-    def __init__(self, *, account: str = "", region: str = "") -> None:
+    def __init__(self, env: Mapping[str, str], *, account: str = "", region: str = "") -> None:
         """account, region: by default those of the credentials and of the AWS configuration."""
-        config = Config(connect_timeout=10, read_timeout=60, retries={"mode": "standard", "max_attempts": 4})
-        with aws_errors("cannot use AWS"):
-            session = boto3.Session(region_name=region or None)
-            self._client = session.client("ecr", config=config)
-            self.region = str(self._client.meta.region_name)
-            if not account:
-                account = str(session.client("sts", config=config).get_caller_identity()["Account"])
-        self.account = account
+        self._client = aws.client("ecr", env, region or None)
+        self.region = str(self._client.meta.region_name)
+        self.account = account or aws.account(env, self.region)
 
     def repository(self, name: str) -> Repository | None:
         """The repository, or None when there is none of that name."""
@@ -166,39 +140,3 @@ class Ecr:
             immutable=answer["imageTagMutability"].startswith("IMMUTABLE"),
             scans_on_push=answer["imageScanningConfiguration"]["scanOnPush"],
         )
-
-
-@contextlib.contextmanager
-def aws_errors(what: str, *, allow: str = "") -> Iterator[None]:
-    """Turns boto3's errors into RegistryError: `what`, the cause, the remedy. allow: the IAM action it takes."""
-    try:
-        yield
-    except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
-        raise RegistryError(what, why=f"there are no AWS credentials ({error})", fix=_SIGN_IN) from None
-    except boto.NoRegionError:
-        raise RegistryError(
-            what, why="no region is set", fix="set AWS_REGION, or name the registry by REGISTRY"
-        ) from None
-    except boto.ClientError as error:
-        raise _refused(what, allow, error) from None
-    except (boto.ConnectionError, boto.HTTPClientError) as error:
-        why = f"AWS is not reached: {error}"
-        raise RegistryError(
-            what, why=why, fix="check AWS_REGION, the network, and AWS_ENDPOINT_URL if it is set"
-        ) from None
-    except boto.BotoCoreError as error:
-        raise RegistryError(what, why=f"{type(error).__name__}: {error}", fix=_SIGN_IN) from None
-
-
-def _refused(what: str, allow: str, error: boto.ClientError) -> RegistryError:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    message = str(error.response.get("Error", {}).get("Message", ""))
-    if code in _DENIED:
-        # A bare 403 comes with a page of its sender, a proxy often.
-        why = "access denied" if code == "403" else f"access denied: {message}"
-        return RegistryError(what, why=why, fix=f"allow {allow or 'it'} to the role that runs this")
-    if code in _UNKNOWN_KEYS:
-        return RegistryError(what, why=f"AWS does not know these credentials ({code})", fix=_SIGN_IN)
-    if code in _EXPIRED:
-        return RegistryError(what, why=f"the AWS credentials have expired ({code})", fix=_SIGN_IN)
-    return RegistryError(what, why=f"AWS answered {code}: {message}", fix="see docs/shipping.md")

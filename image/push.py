@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from docker_api import Auth, Engine, Image
-from ecr import Ecr, Held, RegistryError, Repository, parse_host
+from ecr import Ecr, Held, Repository, parse_host
 
-from moorage.errors import ConfigError, MoorageError
+from moorage.errors import CloudError, ConfigError, MoorageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def push(env: Mapping[str, str], arguments: argparse.Namespace) -> None:
-    """The whole of it. Raises ConfigError or RegistryError."""
+    """The whole of it. Raises ConfigError or CloudError."""
     variant = env.get("VARIANT") or "cpu"
     engine = Engine()
     image = engine.image(f"{env.get('IMAGE') or 'moorage'}:{env.get('TAG') or variant}")
@@ -110,7 +110,7 @@ def remote_tag(image: Image, env: Mapping[str, str]) -> str:
 
 
 def find_target(engine: Engine, env: Mapping[str, str], tag: str, arguments: argparse.Namespace) -> Target:
-    """Where to push to, and what is there. Raises ConfigError or RegistryError."""
+    """Where to push to, and what is there. Raises ConfigError or CloudError."""
     registry = (env.get("REGISTRY") or "").removeprefix("https://").rstrip("/")
     name = env.get("REPOSITORY") or "moorage"
     if not re.fullmatch(r"[a-z0-9]+([._/-]+[a-z0-9]+)*", name):
@@ -125,11 +125,11 @@ def find_target(engine: Engine, env: Mapping[str, str], tag: str, arguments: arg
         return Target(name=where, auth=auth, held=engine.held(where, tag, auth), repository=None)
 
     account, region = known or ("", env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "")
-    ecr = Ecr(account=account, region=region)
+    ecr = Ecr(env, account=account, region=region)
     repository = ecr.repository(name)
     if repository is None:
         if not arguments.create:
-            raise RegistryError(
+            raise CloudError(
                 f"ECR of account {ecr.account} in {ecr.region} has no repository {name!r}",
                 why="REPOSITORY or the region is another one, or nobody has made it yet",
                 fix="`make push ARGS=--create` makes it, with immutable tags and a scan of every push",
@@ -153,8 +153,8 @@ def holds(held: Held, image: Image) -> bool:
     return held.digest in image.digests or image.id in (held.config, held.digest)
 
 
-def occupied(name: str, digest: str) -> RegistryError:
-    return RegistryError(
+def occupied(name: str, digest: str) -> CloudError:
+    return CloudError(
         f"{name} exists already and holds another image, {digest}",
         why="a tag that names a commit is never overwritten, or what runs today would not be what was tested; "
         "a second build of the same commit is another image, since times are in it",

@@ -21,11 +21,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ecr import Ecr, RegistryError
+from ecr import Ecr
 from findings import SEVERITIES, judge, parse, read_allowed
 from verdict import as_json, failure, junit, table
 
-from moorage.errors import ConfigError, MoorageError
+from moorage.errors import CloudError, ConfigError, MoorageError
 
 HERE = Path(__file__).resolve().parent
 SLOWEST_SECONDS = 10.0
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def scan(env: Mapping[str, str], *, machine: bool) -> int:
-    """The whole of it. Raises ConfigError or RegistryError."""
+    """The whole of it. Raises ConfigError or CloudError."""
     variant = env.get("VARIANT") or "cpu"
     severity = (env.get("SCAN_SEVERITY") or "HIGH").upper()
     if severity not in SEVERITIES:
@@ -61,7 +61,7 @@ def scan(env: Mapping[str, str], *, machine: bool) -> int:
     allowed = read_allowed(file)
     reports = Path(env.get("REPORTS") or "build/reports")
     pushed = read_pushed(reports / f"image-{variant}.json")
-    found = parse(await_findings(pushed, seconds=minutes * 60))
+    found = parse(await_findings(env, pushed, seconds=minutes * 60))
     verdict = judge(found, allowed, severity=severity, today=datetime.datetime.now(datetime.UTC).date())
     (reports / f"scan-{variant}.xml").write_bytes(junit(verdict, severity, f"scan-{variant}"))
     print((as_json if machine else table)(verdict, pushed["image"], severity))
@@ -87,10 +87,10 @@ def read_pushed(path: Path) -> dict[str, Any]:
     return pushed
 
 
-def await_findings(pushed: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
-    """ECR's answer when the scan has ended, with progress on stderr. Raises RegistryError when it does not end well."""
+def await_findings(env: Mapping[str, str], pushed: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
+    """ECR's answer when the scan has ended, with progress on stderr. Raises CloudError when it does not end well."""
     at = pushed["ecr"]
-    ecr = Ecr(account=at["account"], region=at["region"])
+    ecr = Ecr(env, account=at["account"], region=at["region"])
     image = f"{at['name']}@{pushed['digest']}"
     started = time.monotonic()
     pause, asked, said = 0.5, False, None
@@ -101,7 +101,7 @@ def await_findings(pushed: Mapping[str, Any], *, seconds: float) -> dict[str, An
         if state in _DONE:
             return answer
         if state not in _WAITING:
-            raise RegistryError(
+            raise CloudError(
                 f"ECR has not scanned {image}",
                 why=f"{state}: {status.get('description', '')}",
                 fix="for FAILED start a scan again; for UNSUPPORTED_IMAGE see which systems ECR's kind of scan knows",
@@ -111,7 +111,7 @@ def await_findings(pushed: Mapping[str, Any], *, seconds: float) -> dict[str, An
             asked = True
         waited = time.monotonic() - started
         if waited >= seconds:
-            raise RegistryError(
+            raise CloudError(
                 f"the scan of {image} did not end within {seconds / 60:g} minutes",
                 why=f"its status is {state}" if state else "ECR has none of this image: scan on push may be off",
                 fix="SCAN_MINUTES gives it longer; `make scan` goes on waiting",

@@ -70,7 +70,7 @@ class ModelError(MoorageError):
 
 
 class CloudError(MoorageError):
-    """AWS refuses, or is not reached."""
+    """AWS or a registry refuses, or is not reached."""
 
     exit_code = 77
 

@@ -88,7 +88,7 @@ class Pushes:
         assert not list(self.home.rglob("config.json"))
         return run
 
-    def refused(self, *arguments: str, env: dict[str, str], code: int = 69) -> str:
+    def refused(self, *arguments: str, env: dict[str, str], code: int = 77) -> str:
         """The error, which is one line, and after which nothing is reported as pushed."""
         run = self(*arguments, env=env)
         assert run.returncode == code, run.stderr
@@ -241,10 +241,10 @@ def test_a_registry_that_wants_another_password(push: Pushes, ecr: EcrServer) ->
 
 
 def test_no_engine_and_no_image(push: Pushes, ecr: EcrServer) -> None:
-    error = push.refused(env={**ecr.env, "DOCKER_HOST": f"unix://{push.home}/none.sock"})
+    error = push.refused(env={**ecr.env, "DOCKER_HOST": f"unix://{push.home}/none.sock"}, code=71)
     assert "no docker engine answers" in error
     assert "make engine" in error
-    error = push.refused(env=ecr.env)
+    error = push.refused(env=ecr.env, code=71)
     assert f"the image {push.image}:cpu is not here" in error
     assert "make build VARIANT=cpu" in error
 

@@ -192,7 +192,7 @@ def test_a_scan_that_does_not_end(gate: Gate) -> None:
     gate.put()
     gate.finds("IN_PROGRESS")
     run = gate(SCAN_MINUTES="0.02")
-    assert run.returncode == 69
+    assert run.returncode == 77
     assert "did not end within 0.02 minutes. its status is IN_PROGRESS" in run.stderr
     assert "SCAN_MINUTES" in run.stderr
 
@@ -202,7 +202,7 @@ def test_a_scan_that_fails(gate: Gate, status: str) -> None:
     gate.put()
     gate.finds(status)
     run = gate()
-    assert run.returncode == 69
+    assert run.returncode == 77
     assert f"{status}: said by the test" in run.stderr
     assert run.stdout == ""
 
@@ -226,11 +226,11 @@ def test_settings_that_are_none(gate: Gate) -> None:
 
 def test_aws_is_not_reached(gate: Gate) -> None:
     run = gate(AWS_ENDPOINT_URL="http://127.0.0.1:9")
-    assert run.returncode == 69
+    assert run.returncode == 77
     assert "AWS is not reached" in run.stderr
 
 
 def test_the_wait_is_bounded_even_without_an_image(gate: Gate) -> None:
     run = gate(SCAN_MINUTES="0")
-    assert run.returncode == 69
+    assert run.returncode == 77
     assert "ECR has none of this image" in run.stderr

@@ -17,7 +17,7 @@ CLASSES = {
     name
     for name, value in vars(errors).items()
     if inspect.isclass(value) and issubclass(value, errors.MoorageError) and value is not errors.MoorageError
-} | {"RegistryError"}
+}
 
 
 def fixed_parts(text: ast.expr) -> list[str]:
