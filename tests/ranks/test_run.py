@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 import moorage
 from moorage.errors import CheckpointError, ConfigError
@@ -242,6 +244,56 @@ def test_the_best_report_names_the_weights_and_patience_ends_early(tmp_path: Pat
     facts = json.loads((tmp_path / "model" / "model.json").read_text())
     assert facts["step"] == 4
     assert len(list((tmp_path / "checkpoints").glob("step-*"))) == 2, "the newest and the best"
+
+
+def trial(rank: int, base: str, strategy: str, stop_at: int, name: str) -> Weights:
+    """Reports that get worse after the second; the weights of that one."""
+    import torch.distributed as dist
+
+    os.environ["TRAINING_JOB_NAME"] = name
+    run = join(rank, 2, base, best="max:accuracy", keep=1, strategy=strategy)
+    model = run.parallelize(nn.Linear(8, 3))
+    run.track(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    loader = run.loader(Task(), 48)
+    best: Weights = {}
+    with pytest.raises(Stopped):
+        for epoch in run.epochs(20):
+            for x, y in run.batches(loader):
+                run.backward(nn.functional.cross_entropy(model(x), y))
+                if run.steps_done == stop_at:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                run.step()
+            if epoch == 1:
+                state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+                best = {name: tensor.clone() for name, tensor in state.items()}
+            run.report(accuracy=[0.5, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3][epoch])
+    dist.init_process_group("gloo", init_method=f"file://{base}/{name}", rank=rank, world_size=2)
+    return best
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_trial_that_is_stopped_leaves_its_best_model_also_after_an_interruption(
+    tmp_path: Path, strategy: str
+) -> None:
+    folder = JobFolder(tmp_path)
+    folder.hyperparameters(_tuning_objective_metric="accuracy")
+    best = run_ranks(trial, 2, str(tmp_path), strategy, 7, "tune-001-abc")[0]
+    model = tmp_path / "model"
+    assert equal(load_file(model / "model.safetensors"), best)
+    assert json.loads((model / "model.json").read_text())["step"] == 4
+    assert not list((tmp_path / "checkpoints").glob("step-*")), "trials may share that folder"
+    assert list((tmp_path / "checkpoints" / "tune-001-abc").glob("step-*"))
+    # The instances were taken away: another container, with nothing but the checkpoints.
+    shutil.rmtree(model)
+    run_ranks(trial, 2, str(tmp_path), strategy, 11, "tune-001-abc")
+    assert equal(load_file(model / "model.safetensors"), best)
+
+
+def test_what_no_tuning_job_runs_leaves_no_model_when_it_is_stopped(tmp_path: Path) -> None:
+    JobFolder(tmp_path)
+    run_ranks(trial, 2, str(tmp_path), "ddp", 7, "usual")
+    assert list((tmp_path / "checkpoints").glob("step-*"))
+    assert not (tmp_path / "model").exists()
 
 
 class Stream(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Tensor]]):

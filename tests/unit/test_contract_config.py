@@ -52,7 +52,8 @@ def test_a_whole_job(job: Job) -> None:
         name="train", folder=job.base / "input/data/train", input_mode="FastFile", content_type="x"
     )
     assert [channel.name for channel in config.channels] == ["code", "train"]
-    assert config.checkpoint_folder == Path("/opt/ml/elsewhere")
+    assert config.is_trial
+    assert config.checkpoint_folder == Path("/opt/ml/elsewhere/job-1"), "trials may share their prefix"
     assert dict(config.hyperparameters) == {"lr": "0.1", "native": "[1, true]"}
     assert dict(config.sagemaker) == {"sagemaker_program": "t.py"}
     assert (config.settings.strategy, config.settings.grace) == ("ddp", 50.0)

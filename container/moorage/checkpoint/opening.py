@@ -14,6 +14,8 @@ def open_storage(config: JobConfig, env: Mapping[str, str]) -> Storage:
     address = Address.parse(config.settings.checkpoint_s3)
     if address is None:
         return Disk(config.checkpoint_folder)
+    if config.is_trial:
+        address = Address(bucket=address.bucket, prefix=address.key(config.name))
     return open_s3(address, env, config.sagemaker, owner=config.settings.checkpoint_s3_owner)
 
 

@@ -15,6 +15,8 @@ from moorage.contract.settings import Settings, is_setting
 from moorage.errors import ConfigError
 
 CHANNEL_NAME = re.compile(r"[A-Za-z0-9.\-_]{1,64}")
+TUNING = "_tuning_objective_metric"
+"""The hyperparameter by which a trial of a tuning job is known; its value is the metric that is tuned."""
 _EXAMPLE = '{"current_host": "algo-1", "hosts": ["algo-1"], "network_interface_name": "eth0"}'
 
 
@@ -43,6 +45,8 @@ class JobConfig:
     hosts: sorted, the same order on every host.
     hyperparameters: the program's own, still as text, without `sagemaker_*`, `moorage_*` and `_*`.
     sagemaker: the `sagemaker_*` ones (script mode). raw: everything as it stood in the files, for SM_*.
+    checkpoint_folder: of this job alone. The trials of a tuning job have one CheckpointConfig, and it is not said
+    whether they share its prefix: each keeps to a folder below it, of its own name.
     """
 
     paths: Paths
@@ -77,6 +81,11 @@ class JobConfig:
             why=f"its channels are: {there}",
             fix="name it in InputDataConfig (inputdataconfig.json)",
         )
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether the job is one of a tuning job, which may stop it before its end for good."""
+        return TUNING in self.raw["hyperparameters"]
 
     @property
     def upload_agent(self) -> bool | None:
@@ -134,10 +143,12 @@ class JobConfig:
         checkpoint = read_json(paths.config / "checkpointconfig.json") or {}
         texts = {str(key): value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}
         hosts, current = _hosts(resource, paths)
+        name = env.get("TRAINING_JOB_NAME") or texts.get("sagemaker_job_name", "").strip('"') or "local"
+        checkpoints = _checkpoint_folder(checkpoint, paths)
         return cls(
             paths=paths,
             settings=Settings.read(env, texts, defaults),
-            name=env.get("TRAINING_JOB_NAME") or texts.get("sagemaker_job_name", "").strip('"') or "local",
+            name=name,
             arn=env.get("TRAINING_JOB_ARN", ""),
             current_host=current,
             hosts=hosts,
@@ -150,7 +161,7 @@ class JobConfig:
                 {k: v for k, v in texts.items() if not (is_setting(k) or k.startswith(("sagemaker_", "_")))}
             ),
             sagemaker=MappingProxyType({k: v for k, v in texts.items() if k.startswith("sagemaker_")}),
-            checkpoint_folder=_checkpoint_folder(checkpoint, paths),
+            checkpoint_folder=checkpoints / name if TUNING in texts else checkpoints,
             has_checkpoint_config=bool(checkpoint.get("LocalPath")),
             raw=MappingProxyType({"resourceconfig": resource, "inputdataconfig": inputs, "hyperparameters": texts}),
         )

@@ -79,7 +79,9 @@ class Stage:
         self.ledger_before = frozenset().union(*(ledger_files(folder) for folder in self.checkpoints()))
 
     def checkpoints(self) -> list[Path]:
-        return [plan.checkpoints for plan in self.plans if plan.checkpoints is not None]
+        """Where hosts may keep a ledger: a trial of a tuning job keeps to a folder of its own name."""
+        below = ("", self._job.name) if self._job.client == "tuning" else ("",)
+        return [plan.checkpoints / name for plan in self.plans if plan.checkpoints is not None for name in below]
 
     def start(self) -> None:
         workers: tuple[Pipe | Agent, ...] = (*self._pipes, *self.agents.values())

@@ -22,7 +22,7 @@ from moorage.contract.ledger import Ledger
 from moorage.contract.metrics import metric_line
 from moorage.contract.progress import Activity
 from moorage.contract.secrets import redacted
-from moorage.errors import ConfigError
+from moorage.errors import ConfigError, ExportError
 from moorage.training.best import Best
 from moorage.training.export import export
 from moorage.training.feed import Feed, Position
@@ -298,6 +298,7 @@ class Run:
         """Save, and end this rank as a stop asks it to. Collective. Raises Stopped.
 
         Where a save would not end within the setting `grace`, the last checkpoint is kept, with a word in the log.
+        A trial of a tuning job leaves the weights of the best report in the model folder too.
         """
         self._life.finishing()
         step, grace = self._position.step, self.settings.grace
@@ -305,11 +306,23 @@ class Run:
             self._saver, self._ranks, self._save, step=step, grace=grace, ends=self._stop.ends(grace)
         )  # fmt: skip
         self._ledger.write("stopped", step=step, kept=left.kept)
+        if self.config.is_trial and not left.late:
+            self._leave_best()
         self._life.left()
         if left.late:
             leave_now()
         self._close()
         raise Stopped
+
+    def _leave_best(self) -> None:
+        """A tuning job stops its trials for good, and takes what is in the model folder then. Collective."""
+        if self._best.step == -1:
+            return
+        try:
+            self._export()
+        except ExportError as error:
+            # The state is saved: the stop is honoured all the same.
+            log.warning("the best model so far is not kept: %s", error)
 
     # Evaluation and reports
 
@@ -393,6 +406,11 @@ class Run:
         self._agreement.settle(0)
         self._log(self._take_step_metrics())
         self._save(wait=True)
+        self._export()
+        self._ledger.write("finished", step=self._position.step)
+        self._close()
+
+    def _export(self) -> None:
         facts = {
             "step": self._load_best(), "epoch": self._position.epoch, "metrics": self._last_metrics,
             "strategy": self._saver.strategy, "world_size": self.world_size,
@@ -401,8 +419,6 @@ class Run:
         for name, model in self._models.items():
             folder = self.model_folder if len(self._models) == 1 else self.model_folder / name
             export(model, folder, facts, is_main=self.is_main)
-        self._ledger.write("finished", step=self._position.step)
-        self._close()
 
     def _load_best(self) -> int:
         """The step of the weights now in the models."""
