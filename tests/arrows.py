@@ -21,10 +21,11 @@ ARROWS: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "contract": frozenset({"errors"}),
     "cluster": frozenset({"errors", "contract"}),
-    "launch": frozenset({"errors", "contract", "cluster"}),
+    "processes": frozenset({"errors"}),
+    "launch": frozenset({"errors", "contract", "cluster", "processes"}),
     "checkpoint": frozenset({"errors", "contract"}),
     "training": frozenset({"errors", "contract", "checkpoint"}),
-    "serving": frozenset({"errors", "contract", "cluster"}),
+    "serving": frozenset({"errors", "contract", "cluster", "processes"}),
     "rehearsal": frozenset({"errors", "contract"}),
     "cloud": frozenset({"errors", "contract", "rehearsal"}),
 }
@@ -39,7 +40,7 @@ LIGHT = frozenset({"xxhash"})
 COMMAND = frozenset({"typer"})
 """What `cli` is written in: an option's type is an annotation, read as the module is loaded. 40 ms, never in PID 1."""
 
-WITHOUT_TORCH = frozenset({"errors", "contract", "cluster", "launch"})
+WITHOUT_TORCH = frozenset({"errors", "contract", "cluster", "processes", "launch"})
 """What PID 1 is made of."""
 
 TORCH = frozenset({"torch", "torchdata", "torchvision", "accelerate", "transformers", "lightning"})

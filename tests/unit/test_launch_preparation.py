@@ -14,9 +14,9 @@ from jobs import Job
 from moorage.contract.failure import Failure
 from moorage.contract.program import Program
 from moorage.errors import RequirementsError
-from moorage.launch.logs import LogPump
 from moorage.launch.loop import Loop
 from moorage.launch.preparation import Preparation, Prepared
+from moorage.processes.logs import LogPump
 
 PREPARED = Prepared(
     program=Program(

@@ -11,10 +11,10 @@ from pathlib import Path
 from moorage.contract.failure import Failure
 from moorage.errors import STOPPED, ProgramError
 from moorage.launch.diagnosis import Ending, diagnose
-from moorage.launch.logs import STDERR, STDOUT, LogPump, Stream
 from moorage.launch.loop import Loop
 from moorage.launch.plan import LaunchPlan, RankPlan
-from moorage.launch.ranks import kill_children, kill_group, start_process, terminate
+from moorage.processes.children import kill_children, kill_group, start_process, terminate
+from moorage.processes.logs import STDERR, STDOUT, LogPump, Stream
 
 DRAIN = 0.5
 """Seconds that a pipe may stay open after its rank ended: somebody who left the rank's session can hold it."""

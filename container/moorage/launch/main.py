@@ -21,14 +21,14 @@ from moorage.errors import ConfigError, MoorageError
 from moorage.launch.account import account
 from moorage.launch.agreement import Agreement
 from moorage.launch.control import FirstHost, Link
-from moorage.launch.logs import LineFormatter, LogPump, PumpHandler
 from moorage.launch.loop import Loop
 from moorage.launch.ports import free_port
 from moorage.launch.preparation import Preparation, prepare_job
-from moorage.launch.ranks import adopt_orphans
 from moorage.launch.restart import Streak
 from moorage.launch.supervisor import Supervisor, Verdict
 from moorage.launch.uplink import OtherHost
+from moorage.processes.children import adopt_orphans
+from moorage.processes.logs import LineFormatter, LogPump, PumpHandler
 
 HELP = """\
 train [PROGRAM [ARGS...]]    run a SageMaker training job on this host

@@ -25,9 +25,9 @@ from moorage.contract.failure import Failure
 from moorage.contract.program import Program
 from moorage.errors import MoorageError
 from moorage.launch.diagnosis import Ending, diagnose
-from moorage.launch.logs import STDERR, STDOUT, LineFormatter, LogPump, Stream
 from moorage.launch.loop import Loop
-from moorage.launch.ranks import die_with_parent, kill_group
+from moorage.processes.children import die_with_parent, kill_group
+from moorage.processes.logs import STDERR, STDOUT, LineFormatter, LogPump, Stream
 
 NO_ERROR_FILE = Path("/nonexistent")
 

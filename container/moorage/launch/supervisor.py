@@ -22,13 +22,13 @@ from moorage.launch.agreement import LEAVE_MARGIN, TERMINATED
 from moorage.launch.attempt import Attempt
 from moorage.launch.control import LAST_WORDS, Link
 from moorage.launch.entry import Entry
-from moorage.launch.logs import LogPump
 from moorage.launch.lookout import KINDS, Lookout
 from moorage.launch.loop import Loop
 from moorage.launch.preparation import Preparation
-from moorage.launch.ranks import kill_children, reap
 from moorage.launch.restart import folder_state
 from moorage.launch.wire import Message
+from moorage.processes.children import kill_children, reap
+from moorage.processes.logs import LogPump
 
 logger = logging.getLogger("moorage")
 

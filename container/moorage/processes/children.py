@@ -1,4 +1,4 @@
-"""The processes of this host: started, signalled, killed with all they started, and reaped."""
+"""Child processes: started, signalled, killed with all they started, and reaped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def adopt_orphans() -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """In a child: be killed when the thread that started it ends, so that no rank outlives its supervisor."""
+    """In a child: be killed when the thread that started it ends, so that nothing outlives its supervisor."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before we asked
         os._exit(1)
@@ -39,8 +39,13 @@ class Started:
     stderr: int
 
 
-def start_process(argv: tuple[str, ...], *, env: Mapping[str, str], cwd: Path) -> Started:
-    """Call it in the main thread: the process is tied to the thread that starts it. Raises ProgramError."""
+def start_process(
+    argv: tuple[str, ...], *, env: Mapping[str, str], cwd: Path, inherited: Collection[int] = ()
+) -> Started:
+    """Call it in the main thread: the process is tied to the thread that starts it. Raises ProgramError.
+
+    inherited: descriptors that it has under the same numbers.
+    """
     parent = os.getpid()
     try:
         process = subprocess.Popen(
@@ -51,6 +56,7 @@ def start_process(argv: tuple[str, ...], *, env: Mapping[str, str], cwd: Path) -
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
+            pass_fds=tuple(inherited),
             start_new_session=True,
             preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509  (two system calls, bound before the fork)
         )
@@ -126,6 +132,6 @@ def reap(ours: Callable[[int], bool]) -> list[tuple[int, int]]:
 
 
 def kill_children() -> None:
-    """SIGKILL to all children: when the ranks have ended, those are processes that left a rank's session."""
+    """SIGKILL to all children: when those we started have ended, these are processes that left their sessions."""
     for pid in _children(os.getpid()):
         _send(os.kill, pid, signal.SIGKILL)

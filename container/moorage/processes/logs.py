@@ -1,4 +1,4 @@
-"""The log: lines of every rank, whole and in order, written by one thread so that nothing else ever waits for it."""
+"""The log: lines of every process, whole and in order, written by one thread so that nothing else ever waits for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from moorage.launch.lines import Lines
+from moorage.processes.lines import Lines
 
 STDOUT, STDERR = 1, 2
 TAIL_LINES, TAIL_BYTES = 400, 64 * 1024
@@ -185,7 +185,7 @@ class LogPump:
                     waiting.register(descriptor, selectors.EVENT_WRITE)
                     waiting.select()
             except OSError:
-                # Nobody listens any more. The ranks must not notice: reading on keeps them from blocking.
+                # Nobody listens any more. The processes must not notice: reading on keeps them from blocking.
                 self._targets[target] = None
                 return
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moorage.launch.logs import STDERR, STDOUT, LogPump, PumpHandler, Stream
+from moorage.processes.logs import STDERR, STDOUT, LogPump, PumpHandler, Stream
 from support import wait_until
 
 WORDS = st.lists(st.binary(max_size=40).map(lambda b: b.replace(b"\n", b"").replace(b"\r", b"")), max_size=8)

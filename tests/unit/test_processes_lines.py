@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorage.launch.lines import CONTINUED, Lines
+from moorage.processes.lines import CONTINUED, Lines
 
 TEXT = st.lists(st.sampled_from([b"a", b"bc", b"\n", b"\xff\xfe", "é".encode(), b"x" * 9]), max_size=60).map(b"".join)
 WITH_BARS = st.lists(st.sampled_from([b"a", b"bc", b"\n", b"\r", b"\r\n", b"12%"]), max_size=60).map(b"".join)
