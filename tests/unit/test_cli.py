@@ -71,8 +71,7 @@ def test_the_page_has_every_command_and_every_exit_code() -> None:
 
 def test_the_page_has_every_key_of_the_job_file_as_it_is() -> None:
     for key, default, meaning in documented():
-        if key != "rehearsal":
-            assert f"| `{key}` | {f'`{default}`' if default else ''} | {meaning} |" in PAGE
+        assert f"| `{key}` | {f'`{default}`' if default else ''} | {meaning} |" in PAGE
 
 
 def test_every_command_has_examples_that_it_takes() -> None:

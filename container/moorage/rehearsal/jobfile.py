@@ -42,7 +42,8 @@ class Described:
         """A job file that says the same; secrets are hidden, since this is printed."""
         import tomli_w
 
-        said = self.job.model_dump(exclude_none=True)
+        unsaid = {"tune"} - self.job.model_fields_set
+        said = self.job.model_dump(exclude_none=True, exclude=unsaid)
         for table in ("hyperparameters", "environment"):
             said[table] = {
                 name: HIDDEN if is_secret_key(name) else value for name, value in said.get(table, {}).items()

@@ -1,75 +1,24 @@
 """The tables and keys of moorage.toml, and what is said of one that is wrong. Imports pydantic: load it when needed.
 
-Types are strict, as TOML has them: "2" is not 2. A duration is a number of seconds or a text such as "30s" or "2h".
+[rehearsal] is how it is rehearsed, [tune] (tuneschema.py) what a tuning job searches.
 """
 
 from __future__ import annotations
 
-import datetime
 import difflib
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
-from moorage.errors import ConfigError
 from moorage.rehearsal import spelling
 from moorage.rehearsal.job import Client, Engine, InputMode
-
-
-def _read(reader: Callable[[str], Any], *kinds: type) -> BeforeValidator:
-    """A text is read as flags are, and so is what is of `kinds`; anything else is left to the type."""
-
-    def read(value: Any) -> Any:
-        if type(value) not in (str, *kinds):
-            return value
-        try:
-            return reader(value)
-        except ConfigError as error:
-            raise ValueError(f"{error.what}\n{error.fix}") from None
-
-    return BeforeValidator(read)
-
-
-def _checked(reader: Callable[[str], Any]) -> BeforeValidator:
-    """A text that `reader` takes, and that stays as it is."""
-
-    def check(value: Any) -> Any:
-        _read(reader).func(value)  # type: ignore[call-arg]  # takes one value, as `read` above
-        return value
-
-    return BeforeValidator(check)
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: TOML's dates are not hyperparameters, and neither are inf and nan."""
-    if isinstance(value, datetime.date | datetime.time) or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"is {value}, which is no hyperparameter\nput it in quotes")
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _plain(item)
-    return value
-
-
-def _text(value: Any) -> Any:
-    """Environment variables are texts; a number or a bool means what it looks like."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if isinstance(value, int | float) else value
+from moorage.rehearsal.tables import Duration, Table, Value, as_text, checked_by, read_by
+from moorage.rehearsal.tuneschema import Tune
 
 
 def _channel(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
-
-
-Duration = Annotated[float, _read(spelling.duration)]
-Value = Annotated[Any, BeforeValidator(_plain)]
-
-
-class Table(BaseModel):
-    """Unknown keys are errors, and nothing is taken for another type."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class ChannelTable(Table):
@@ -94,12 +43,12 @@ class Rehearsal(Table):
     shm_size: str | None = Field(None, description='/dev/shm of each host, as "2g"; else the engine\'s 64 MB.')
     memory: str | None = Field(None, description='Memory of each host, as "4g".')
     cpus: float | None = Field(None, gt=0, description="Cores of each host.")
-    interrupt: list[Annotated[str, _checked(spelling.interruption)]] = Field(
+    interrupt: list[Annotated[str, checked_by(spelling.interruption)]] = Field(
         [], description='"step=50", "time=30s", "every=20s", "random:5"; with ",hard", ",host=algo-2", ",grace=10s".'
     )
     hard: bool = Field(False, description="Interruptions come without SIGTERM.")
     interrupt_host: str | None = Field(None, description="The host that interruptions take first; else all at once.")
-    fault: list[Annotated[str, _checked(spelling.fault)]] = Field(
+    fault: list[Annotated[str, checked_by(spelling.fault)]] = Field(
         [], description='"kill-rank,step=40", "freeze,time=10s,host=algo-2,for=5s".'
     )
     grace: Duration = Field(120.0, ge=0, description="From SIGTERM to SIGKILL.")
@@ -111,11 +60,11 @@ class Rehearsal(Table):
     )
     checkpoint_config: bool = Field(True, description="Whether the job has a CheckpointConfig at all.")
     sync_delay: Duration = Field(0.0, ge=0, description="Until a file that appeared is uploaded.")
-    sync_bandwidth: Annotated[float, _read(spelling.rate)] = Field(
+    sync_bandwidth: Annotated[float, read_by(spelling.rate)] = Field(
         0.0, ge=0, description='Bytes per second of each host, as "10MB/s"; 0 is without limit.'
     )
     sync_stops_at: Annotated[
-        float | Literal["random"] | None, _read(lambda given: spelling.share(str(given)), int, float)
+        float | Literal["random"] | None, read_by(lambda given: spelling.share(str(given)), int, float)
     ] = Field(None, description='The share of an attempt\'s upload that is done when it is cut: 0.5, or "random".')
     seed: int = Field(0, ge=0, description="Of what is drawn at random.")
     folder: str | None = Field(None, min_length=1, description="Where all runs go; else runs/ in the current folder.")
@@ -138,12 +87,17 @@ class JobFile(Table):
     step_regex: str | None = Field(None, description="Finds the step in log lines of programs without our API.")
     hyperparameters: dict[str, Value] = Field({}, description="The program's; TOML's types.")
     settings: dict[str, Value] = Field({}, description="Moorage's own, as `moorage settings` lists them.")
-    environment: dict[str, Annotated[str, BeforeValidator(_text)]] = Field({}, description="Environment variables.")
+    environment: dict[str, Annotated[str, BeforeValidator(as_text)]] = Field({}, description="Environment variables.")
     data: dict[str, Annotated[ChannelTable, BeforeValidator(_channel)]] = Field(
         {}, description="Input channels by name."
     )
     metrics: dict[str, str] = Field({}, description="MetricDefinitions: a regex with one group by name.")
     rehearsal: Rehearsal = Field(Rehearsal.model_validate({}), description="How it is rehearsed on this machine.")
+    tune: Tune = Field(Tune.model_validate({}), description="What a tuning job searches, and how.")
+
+
+TABLES: dict[str, type[Table]] = {"": JobFile, "rehearsal": Rehearsal, "tune": Tune}
+"""Those with keys of their own, by the name of the table."""
 
 
 _TYPES = {
@@ -164,8 +118,10 @@ def _problem(entry: Mapping[str, Any], said: Mapping[str, Any]) -> tuple[tuple[s
     value = entry.get("input")
     if kind == "extra_forbidden":
         known = _keys(place[:-1])
-        if place[-1] in JobFile.model_fields or place[-1] in Rehearsal.model_fields:
-            where = "at the top of the file" if place[-1] in JobFile.model_fields else "in [rehearsal]"
+        if (
+            home := next((name for name, table in TABLES.items() if place[-1] in table.model_fields), None)
+        ) is not None:
+            where = f"in [{home}]" if home else "at the top of the file"
             return place, "is not known there", f"{place[-1]} stands {where}"
         near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.6)
         return place, "is not known", f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}"
@@ -202,16 +158,19 @@ def _toml(value: Any) -> str:
 
 
 def _keys(place: tuple[str | int, ...]) -> list[str]:
-    if place[:1] == ("rehearsal",):
-        return list(Rehearsal.model_fields)
-    return list(ChannelTable.model_fields if place[:1] == ("data",) else JobFile.model_fields)
+    if place[:1] == ("data",):
+        return list(ChannelTable.model_fields)
+    return list(TABLES.get(str(place[0]) if place else "", JobFile).model_fields)
 
 
 def documented() -> Iterator[tuple[str, str, str]]:
     """(key, default, meaning) of every key, for the documentation."""
-    for prefix, table in (("", JobFile), ("data.NAME.", ChannelTable), ("rehearsal.", Rehearsal)):
+    tables: dict[str, type[Table]] = {"": JobFile, "data.NAME.": ChannelTable}
+    for prefix, table in (tables | {f"{name}.": table for name, table in TABLES.items() if name}).items():
         for name, info in table.model_fields.items():
-            default = "" if info.is_required() or name == "rehearsal" else info.default
+            if not prefix and name in TABLES:
+                continue
+            default = "" if info.is_required() else info.default
             shown = (
                 "" if default in (None, "", [], {}) else f"{default:g}" if type(default) is float else _toml(default)
             )
