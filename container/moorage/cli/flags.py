@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -178,23 +178,24 @@ class Flags:
         return jobfile.describe(self.config or jobfile.find(Path()), self.given)
 
 
-def described(env: Mapping[str, str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def described(env: Mapping[str, str], more: Sequence[Flag] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A command with a parameter `job: Flags` takes PROGRAM, ARGS, --config and all flags of a job in its place.
 
-    env: of the caller, for `--env NAME`.
+    env: of the caller, for `--env NAME`. more: flags for tables of the job file that only this command uses.
     """
+    flags = (*FLAGS, *more)
 
     def changed(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def command(**values: Any) -> Any:
-            job = _flags(values, env)
+            job = _flags(values, flags, env)
             return function(job=job, **values)
 
         ours = [
             inspect.Parameter("program", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_PROGRAM),
             inspect.Parameter("arguments", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_ARGUMENTS),
             inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_CONFIG),
-            *(flag.parameter for flag in FLAGS),
+            *(flag.parameter for flag in flags),
         ]
         hints = get_type_hints(function, include_extras=True)
         own = [
@@ -210,7 +211,7 @@ def described(env: Mapping[str, str]) -> Callable[[Callable[..., Any]], Callable
     return changed
 
 
-def _flags(values: dict[str, Any], env: Mapping[str, str]) -> Flags:
+def _flags(values: dict[str, Any], flags: Sequence[Flag], env: Mapping[str, str]) -> Flags:
     """Takes the job's own out of `values`."""
     program, arguments, config = (values.pop(name) for name in ("program", "arguments", "config"))
     given: dict[tuple[str, ...], tuple[str, Any]] = {}
@@ -218,7 +219,7 @@ def _flags(values: dict[str, Any], env: Mapping[str, str]) -> Flags:
         given["program",] = ("PROGRAM", program)
     if arguments:
         given["arguments",] = ("ARGS", arguments)
-    for flag in FLAGS:
+    for flag in flags:
         given.update(_said(flag, values.pop(flag.variable), env))
     return Flags(config=config, given=given)
 
