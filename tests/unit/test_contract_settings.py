@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from moorage.contract.settings import INTERNAL, Settings, is_setting
+from moorage.contract.setting import INTERNAL
+from moorage.contract.settings import Settings, is_setting
 from moorage.errors import ConfigError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,28 +49,47 @@ def metrics(
 
 
 def settings(as_json: Json = False) -> None:
-    """List Moorage's settings, with what each means and its default."""
-    from moorage.contract.settings import ENV_PREFIX, HYPERPARAMETER_PREFIX, Settings
+    """List Moorage's settings, of `train` and of `serve`, with what each means and its default."""
+    from moorage.contract.settings import HYPERPARAMETER_PREFIX, Settings
+    from moorage.serving.settings import ServeSettings
 
-    fields = [
+    trains = [
+        {**shown, "hyperparameter": HYPERPARAMETER_PREFIX + shown["name"]} for shown in _described(Settings, "train")
+    ]
+    serves = _described(ServeSettings, "serve")
+    if as_json:
+        result([*trains, *serves], as_json=True)
+        return
+    lines = [
+        "Each is set by the environment variable MOORAGE_<NAME>.",
+        "",
+        "Those of `train` by the hyperparameter moorage_<name> too, which wins:",
+        *map(_line, trains),
+        "",
+        "Those of `serve`; an official variable says the same, and ours wins:",
+        *map(_line, serves),
+    ]
+    result(lines)
+
+
+def _described(kind: type[Any], of: str) -> list[dict[str, Any]]:
+    from moorage.contract.setting import ENV_PREFIX
+
+    return [
         {
             "name": field.name,
+            "of": of,
             "environment": ENV_PREFIX + field.name.upper(),
-            "hyperparameter": HYPERPARAMETER_PREFIX + field.name,
+            "official": field.metadata["official"],
             "default": field.default,
             "choices": list(field.metadata["choices"]),
             "meaning": field.metadata["doc"],
         }
-        for field in dataclasses.fields(Settings)
+        for field in dataclasses.fields(kind)
     ]
-    if as_json:
-        result(fields, as_json=True)
-        return
-    lines = [
-        "Each is set by the environment variable MOORAGE_<NAME>, or by the hyperparameter moorage_<name>, which wins.",
-        "",
-    ]
-    for field in fields:
-        choices = f" One of {', '.join(field['choices'])}." if field["choices"] else ""
-        lines.append(f"  {field['name']:<26} {field['default']!r:<8} {field['meaning']}{choices}")
-    result(lines)
+
+
+def _line(described: dict[str, Any]) -> str:
+    choices = f" One of {', '.join(described['choices'])}." if described["choices"] else ""
+    official = f" Also {described['official']}." if described["official"] else ""
+    return f"  {described['name']:<26} {described['default']!r:<8} {described['meaning']}{choices}{official}"

@@ -11,7 +11,8 @@ from typing import Any
 
 from moorage.contract.metrics import metric_definitions, metric_names
 from moorage.contract.s3 import SCHEME
-from moorage.contract.settings import ENV_PREFIX, Settings
+from moorage.contract.setting import ENV_PREFIX
+from moorage.contract.settings import Settings
 from moorage.errors import ConfigError, ProgramError
 from moorage.rehearsal import jobschema, spelling
 from moorage.rehearsal.job import STEP, Channel, Fault, Interruption, Job
