@@ -62,6 +62,7 @@ def test_training_knows_the_names_of_serve() -> None:
         ({"MOORAGE_DEVICE": "gpu"}, ["'gpu' is not a device", "cuda:1"]),
         ({"MOORAGE_METRICS_PORT": "70000"}, ["70000 is not a metrics_port"]),
         ({"MOORAGE_REQUEST_TIMEOUT": "nan"}, ["nan is not a request_timeout"]),
+        ({"MOORAGE_EMF_DIMENSIONS": "Endpoint"}, ["'Endpoint' is not a emf_dimensions", "NAME=VALUE"]),
         ({"MOORAGE_DEFAULT_ACCEPT": "json"}, ["'json' is not a default_accept"]),
         ({"SAGEMAKER_MODEL_SERVER_WORKERS": "two"}, ["environment variable SAGEMAKER_MODEL_SERVER_WORKERS", "'two'"]),
         ({"SAGEMAKER_MODEL_SERVER_WORKERS": "-1"}, ["SAGEMAKER_MODEL_SERVER_WORKERS: -1 is not a workers"]),
@@ -77,6 +78,12 @@ def test_a_wrong_setting_names_itself_and_the_way_out(env: dict[str, str], says:
 def test_training_offers_the_names_of_serve() -> None:
     with pytest.raises(ConfigError, match=r"did you mean max_queue\?"):
         Settings.read({"MOORAGE_MAX_QUEU": "2"}, {})
+
+
+def test_dimensions_are_pairs() -> None:
+    settings = ServeSettings.read({"MOORAGE_EMF_DIMENSIONS": "Endpoint=digits, Variant=a=b,"})
+    assert settings.dimensions == {"Endpoint": "digits", "Variant": "a=b"}
+    assert ServeSettings().dimensions == {}
 
 
 def test_a_batch_that_takes_longer_than_any_request_may_is_stuck() -> None:

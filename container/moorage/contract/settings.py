@@ -21,9 +21,9 @@ HYPERPARAMETER_PREFIX = "moorage_"
 OF_SERVE = frozenset(
     (
         "access_log", "body_timeout", "default_accept", "default_content_type", "device", "drain", "emf",
-        "handler", "header_timeout", "load_timeout", "max_batch_size", "max_body_mb", "max_connections",
-        "max_queue", "max_queue_delay_us", "metrics_port", "num_threads", "request_timeout", "stuck_timeout",
-        "unsafe_pickle", "workers"
+        "emf_dimensions", "handler", "header_timeout", "load_timeout", "max_batch_size", "max_body_mb",
+        "max_connections", "max_queue", "max_queue_delay_us", "metrics_port", "num_threads", "request_timeout",
+        "stuck_timeout", "unsafe_pickle", "workers",
     )
 )  # fmt: skip
 """Settings that are those of `serve` alone (serving/settings.py): the environment of a job may hold them too."""

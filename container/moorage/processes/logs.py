@@ -64,7 +64,7 @@ class LogPump:
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         self._added: deque[Stream] = deque()
         self._dropped: deque[Stream] = deque()
-        self._own: deque[bytes] = deque(maxlen=_OWN_LINES)
+        self._own: deque[tuple[int, bytes]] = deque(maxlen=_OWN_LINES)
         self._closing = False
         # A daemon: a process whose output nobody reads must still be able to end.
         self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
@@ -82,9 +82,14 @@ class LogPump:
         self._dropped.append(stream)
         self._wake()
 
-    def say(self, text: str) -> None:
-        """A line of our own, to stderr."""
-        self._own.append(text.encode("utf-8", "backslashreplace"))
+    @property
+    def waiting(self) -> int:
+        """Of our own lines, those that are not written yet."""
+        return len(self._own)
+
+    def say(self, text: str, target: int = STDERR) -> None:
+        """A line of our own."""
+        self._own.append((target, text.encode("utf-8", "backslashreplace")))
         self._wake()
 
     def close(self, timeout: float = 5.0) -> bool:
@@ -109,7 +114,7 @@ class LogPump:
             closing = self._closing  # read before the queues: what was put there before it is still written
             ready = self._selector.select(0 if closing else self._pause(streams))
             while self._own:
-                self._write(STDERR, self._own.popleft())
+                self._write(*self._own.popleft())
             while self._added:
                 stream = self._added.popleft()
                 streams.add(stream)

@@ -20,6 +20,14 @@ def _type(text: str) -> bool:
     return bool(re.fullmatch(r"[\w.+-]+/[\w.+-]+(;.*)?", text, re.ASCII))
 
 
+def _dimensions(text: str) -> dict[str, str] | None:
+    """None where `text` is none: at most 9, of 1 to 255 characters, says CloudWatch."""
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    found = {name.strip(): value.strip() for name, _, value in pairs}
+    good = len(found) <= 9 and all(0 < len(part) < 256 for pair in found.items() for part in pair)
+    return found if good and "_aws" not in found else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
     """What the user can choose. The values are typed by their defaults."""
@@ -96,10 +104,20 @@ class ServeSettings:
         9090, "Port on 127.0.0.1 where Prometheus may ask /metrics; 0 is none.", check=lambda port: 0 <= port < 65536
     )
     emf: bool = setting(False, "Metrics in the log once a minute, in CloudWatch's embedded metric format.")
+    emf_dimensions: str = setting(
+        "",
+        "What CloudWatch is to know these metrics apart by, NAME=VALUE,...: Endpoint=digits.",
+        check=lambda text: _dimensions(text) is not None,
+    )
 
     @property
     def max_body_bytes(self) -> int:
         return int(self.max_body_mb * 2**20)
+
+    @property
+    def dimensions(self) -> dict[str, str]:
+        """Of emf_dimensions, by name."""
+        return _dimensions(self.emf_dimensions) or {}
 
     @property
     def stuck_seconds(self) -> float:
