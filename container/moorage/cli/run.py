@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
@@ -115,8 +115,14 @@ def _regex(text: str) -> re.Pattern[str] | None:
         raise ConfigError(f"--only {text!r} is not a regex", why=str(error), fix="put a \\ before . * + ( [") from None
 
 
+class Asked(Protocol):
+    """Is told that the terminal asked to stop, and whether it did so before."""
+
+    def asked_to_stop(self, again: bool, /) -> None: ...
+
+
 @contextmanager
-def interruptible(stopper: Stopper, show: Show) -> Iterator[None]:
+def interruptible(stopper: Stopper, show: Asked) -> Iterator[None]:
     """The first Ctrl-C, SIGTERM or SIGHUP asks the job to stop, the second kills it; the shell gets its terminal back
     only when nothing is left."""
 
