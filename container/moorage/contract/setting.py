@@ -17,8 +17,8 @@ from moorage.errors import ConfigError
 
 ENV_PREFIX = "MOORAGE_"
 
-INTERNAL = frozenset({"MOORAGE_RUN_FOLDER", "MOORAGE_BENCH", "MOORAGE_CHAOS", "MOORAGE_TEST_IMAGE"})
-"""Set by us for our own processes: not settings, so not checked as such."""
+INTERNAL = frozenset({"MOORAGE_RUN_FOLDER", "MOORAGE_LINEAGE", "MOORAGE_BENCH", "MOORAGE_CHAOS", "MOORAGE_TEST_IMAGE"})
+"""Set by us for our own processes and jobs: not settings, so not checked as such."""
 
 
 def setting(

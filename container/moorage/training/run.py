@@ -74,11 +74,11 @@ class Run:
         self._precision = Precision(settings.precision, device)
         self._best = Best.of(settings)
         self._step_metrics, self._last_metrics = StepMetrics(), dict[str, float]()
-        self._trackers = self._open_trackers()
+        self._hyperparameters: Hyperparameters | None = None
+        self._trackers = self._open_trackers(env)
         self._models: dict[str, nn.Module] = {}
         self._optimizers: list[Optimizer] = []
         self._schedulers: list[LRScheduler] = []
-        self._hyperparameters: Hyperparameters | None = None
         self._prepared = False
 
     # What a program asks of its job
@@ -191,6 +191,8 @@ class Run:
         self._best.restore(run_state["best"])
         self._feed.restore(run_state["feed"], self._saver.restore_rank())
         self._life.resumed(position.step)
+        if self._trackers:
+            self._trackers.resumed(position.step)
 
     def _sort_in(self, name: str, thing: Any) -> None:
         if isinstance(thing, nn.Module):
@@ -311,7 +313,7 @@ class Run:
         self._life.left()
         if left.late:
             leave_now()
-        self._close()
+        self._close(stopped=True)
         raise Stopped
 
     def _leave_best(self) -> None:
@@ -444,10 +446,10 @@ class Run:
     def _run_state(self) -> dict[str, Any]:
         return {"best": self._best.state(), "feed": self._feed.state()}
 
-    def _close(self) -> None:
+    def _close(self, *, stopped: bool = False) -> None:
         self._saver.close()
         if self._trackers:
-            self._trackers.finish()
+            self._trackers.finish(stopped=stopped)
         self._ranks.part()
 
     # Inside
@@ -464,13 +466,24 @@ class Run:
             for model in self._models.values():
                 set_gradient_sync(model, last)
 
-    def _open_trackers(self) -> Any:
-        if not self.settings.trackers or not self.is_main:
+    def _open_trackers(self, env: Mapping[str, str]) -> Any:
+        recorded = "MLFLOW_TRACKING_URI" in env
+        if not self.is_main or not (self.settings.trackers or recorded):
             return None
         from moorage.training.trackers import Trackers
+        from moorage.training.tracking import record
 
-        config = {name: redacted(name, text) for name, text in self.config.hyperparameters.items()}
-        return Trackers(self.settings.trackers, self.config.name, self.config.paths.output_data, config)
+        recorder = record(self.config, env, world_size=self.world_size, params=self._given) if recorded else None
+        folder = self.config.paths.output_data
+        return Trackers(self.settings.trackers, self.config.name, folder, self._given(), recorder)
+
+    def _given(self) -> dict[str, str]:
+        """The hyperparameters, as they may be shown: those of the job, and what the program made of them."""
+        declared = self._hyperparameters.shown() if self._hyperparameters else {}
+        return {
+            **{name: redacted(name, text) for name, text in self.config.hyperparameters.items()},
+            **{name: str(value) for name, value in declared.items()},
+        }
 
 
 def _holds_a_file(folder: Path) -> bool:

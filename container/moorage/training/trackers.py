@@ -1,4 +1,4 @@
-"""Experiment trackers, by name, through accelerate's adapters: tensorboard, mlflow, wandb and others, from rank 0."""
+"""Experiment trackers of rank 0: MLflow's run of the job, and others by name through accelerate's adapters."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from moorage.errors import ConfigError
+from moorage.training.tracking import Recorder
+from moorage.training.tracking.lineage import resumed
 
 log = logging.getLogger("moorage")
 
@@ -19,19 +21,39 @@ log = logging.getLogger("moorage")
 class Trackers:
     """The trackers of one rank, which should be rank 0 alone."""
 
-    def __init__(self, names: Iterable[str], run_name: str, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        names: Iterable[str],
+        run_name: str,
+        folder: Path,
+        config: Mapping[str, Any],
+        recorder: Recorder | None = None,
+    ) -> None:
         """Start each tracker of `names` and give it `config`.
 
-        folder: where those that write files do so. Raises ConfigError for a tracker that accelerate does not know,
-        whose package is missing, or that does not start.
+        folder: where those that write files do so. recorder: the run in MLflow, which accelerate then has no part in.
+        Raises ConfigError for a tracker that accelerate does not know, whose package is missing, or that does not
+        start.
         """
-        self._trackers = {name: _start(name, run_name, folder, config) for name in dict.fromkeys(names)}
+        self._recorder = recorder
+        wanted = [name for name in dict.fromkeys(names) if not (recorder and name == "mlflow")]
+        self._trackers = {name: _start(name, run_name, folder, config) for name in wanted}
+
+    def resumed(self, step: int) -> None:
+        """Training goes on from the checkpoint of `step`."""
+        if self._recorder is not None:
+            self._recorder.tag(resumed(step))
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Give `metrics` to each tracker. One that fails is left out from then on, and training goes on."""
+        if self._recorder is not None:
+            self._recorder.log(metrics, step)
         self._each(lambda tracker: tracker.log(dict(metrics), step=step))
 
-    def finish(self) -> None:
+    def finish(self, *, stopped: bool = False) -> None:
+        """End them. stopped: the job was, and goes on one day; then there is little time."""
+        if self._recorder is not None:
+            self._recorder.finish("KILLED" if stopped else "FINISHED", seconds=5 if stopped else 30)
         self._each(lambda tracker: tracker.finish())
         self._trackers = {}
 
