@@ -67,7 +67,9 @@ class FolderPrefix:
         for parent, _, names in os.walk(self._folder):
             for name in names:
                 path = Path(parent, name)
-                found[path.relative_to(self._folder).as_posix()] = path.stat().st_size
+                # An agent of another host may delete it between the two.
+                with contextlib.suppress(FileNotFoundError):
+                    found[path.relative_to(self._folder).as_posix()] = path.stat().st_size
         return found
 
     def put(self, source: Path, key: str, passed: Passed) -> None:
