@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 PANEL = "Rehearsal"
 PAGE = "report.html"
+
+
+OnDemandPrice = Annotated[
+    float | None, typer.Option("--on-demand-price", metavar="PRICE", help="Of an instance and hour.")
+]
+SpotPrice = Annotated[float | None, typer.Option("--spot-price", metavar="PRICE", help="The same on Spot.")]
 
 
 def add(app: typer.Typer) -> None:
@@ -52,10 +59,8 @@ def report(
         list[Path] | None,
         typer.Option("--log", metavar="FILE", help="A log with the job's metric lines, in its order."),
     ] = None,
-    on_demand_price: Annotated[
-        float | None, typer.Option("--on-demand-price", metavar="PRICE", help="Of an instance and hour.")
-    ] = None,
-    spot_price: Annotated[float | None, typer.Option("--spot-price", metavar="PRICE", help="The same on Spot.")] = None,
+    on_demand_price: OnDemandPrice = None,
+    spot_price: SpotPrice = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -71,34 +76,45 @@ def report(
 
     told = narrator(quiet=quiet)
     with logged(lambda text, style: narrate(told, text, style)):
-        found = read_report(_folder(job), prices=_prices(on_demand_price, spot_price), logs=log or ())
+        found = read_report(
+            folder_of(job) if job else _newest(), prices=prices_of(on_demand_price, spot_price), logs=log or ()
+        )
     page = output or (None if as_json else _page(found))
     if page is not None:
-        try:
-            write_page(found, page)
-        except OSError as error:
-            raise ConfigError(
-                f"the page {page} cannot be written", why=str(error.strerror), fix="name another file by --output"
-            ) from None
+        written(lambda: write_page(found, page), page)
     if as_json:
         result(found.to_json(), as_json=True)
     else:
         result([*report_summary(found), "", *named([("page", str(page))])])
 
 
-def _folder(job: Path | None) -> Path:
-    """The folder of what was named, or of the newest rehearsal."""
+def folder_of(job: Path) -> Path:
+    """The folder that was named, or of the rehearsal of that name."""
+    from moorage.rehearsal.assemble import RUNS
+
+    return RUNS / job if not job.exists() and (RUNS / job).is_dir() else job
+
+
+def _newest() -> Path:
+    """The folder of the newest rehearsal."""
     from moorage.rehearsal.assemble import RUNS
     from moorage.rehearsal.journal import FILE
 
-    if job is not None:
-        return RUNS / job if not job.exists() and (RUNS / job).is_dir() else job
     made = sorted((path.stat().st_mtime, path.parent) for path in RUNS.glob(f"*/{FILE}"))
     if not made:
         raise ConfigError(
             f"there is no rehearsal in {RUNS.resolve()}", fix="name the job's folder, or make one by `moorage run`"
         )
     return made[-1][1]
+
+
+def written(write: Callable[[], None], page: Path) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise ConfigError(
+            f"the page {page} cannot be written", why=str(error.strerror), fix="name another file by --output"
+        ) from None
 
 
 def _page(found: Report) -> Path:
@@ -108,7 +124,7 @@ def _page(found: Report) -> Path:
     return found.folder / PAGE if (found.folder / FILE).is_file() else Path(PAGE)
 
 
-def _prices(on_demand: float | None, spot: float | None) -> Prices | None:
+def prices_of(on_demand: float | None, spot: float | None) -> Prices | None:
     from moorage.rehearsal.prices import Prices
 
     if on_demand is None and spot is None:

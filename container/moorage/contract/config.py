@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from moorage.contract.paths import Paths
+from moorage.contract.secrets import redacted
 from moorage.contract.settings import Settings, is_setting
 from moorage.errors import ConfigError
 
@@ -93,6 +94,24 @@ class JobConfig:
         return {"on": True, "off": False, "auto": True if self.has_checkpoint_config else None}[
             self.settings.upload_agent
         ]
+
+    def given(self) -> dict[str, str]:
+        """What makes this job another than the last, as it may be shown: the ledger keeps it for `moorage compare`.
+
+        Hyperparameters, settings that are not the default (as moorage_<name>), hosts and instance type.
+        """
+        default = Settings()
+        settings = {item.name: getattr(self.settings, item.name) for item in fields(Settings)}
+        return {
+            **{name: redacted(name, text) for name, text in self.hyperparameters.items()},
+            **{
+                f"moorage_{name}": redacted(name, str(value))
+                for name, value in settings.items()
+                if value != getattr(default, name) and name != "control_port"
+            },
+            "hosts": str(len(self.hosts)),
+            "instance_type": self.instance_type,
+        }
 
     @property
     def warm_start_folder(self) -> Path | None:

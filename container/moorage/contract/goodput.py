@@ -91,7 +91,7 @@ class Goodput:
         """Lines for the log."""
         hosts = {host for attempt in self.attempts for host in attempt.hosts}
         counts = f"{_counted(len(self.attempts), 'attempt')} on {_counted(len(hosts), 'host')}"
-        head = f"goodput {self.share:.1%} of {self.wall:.1f} s: {_counted(self.steps, 'step')}, {counts}"
+        head = f"goodput {round(self.share, 4):.1%} of {self.wall:.1f} s: {_counted(self.steps, 'step')}, {counts}"
         rows = [
             f"  {name.replace('_', '-'):<10} {seconds:>11.1f} s {seconds / self.wall if self.wall else 0.0:>7.1%}"
             for name, seconds in asdict(self.parts).items()

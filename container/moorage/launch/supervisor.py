@@ -148,9 +148,10 @@ class Supervisor:
             on_stop=self._stopped_from_elsewhere,
             on_over=self._over,
         )
+        given = {"given": self._config.given()} if self._config.host_rank == 0 else {}
         self._ledger.write(
             "start", launch=self._launch, attempt=number, host=plan.host, ranks=len(plan.ranks),
-            world_size=plan.world_size,
+            world_size=plan.world_size, **given,
         )  # fmt: skip
         self._saved_state = folder_state(self._config.checkpoint_folder)
         self._lookout = Lookout(

@@ -31,7 +31,8 @@ class Report:
 
     status, secondary: as DescribeTrainingJob has them, of a rehearsal; else "" and how the last attempt ended.
     billable: seconds in which there were instances. marks: what happened to the job, interruptions of the rehearsal
-    included. counts: how often each metric regex matched. notes: what this report lacks, and why.
+    included. given: hyperparameters and settings of the last start, as the ledger has them. counts: how often each
+    metric regex matched. notes: what this report lacks, and why.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Report:
     wall: float
     billable: float
     hosts: tuple[str, ...]
+    given: Mapping[str, str]
     attempts: tuple[AttemptRow, ...]
     phases: tuple[Span, ...]
     lanes: tuple[Lane, ...]
@@ -79,7 +81,7 @@ class Report:
         return {
             "name": self.name, "folder": str(self.folder), "status": self.status, "secondary": self.secondary,
             "failure": self.failure, "begun": self.begun, "wall_seconds": self.wall, "billable_seconds": self.billable,
-            "hosts": list(self.hosts), "steps": self.steps, "replayed_steps": self.replayed,
+            "hosts": list(self.hosts), "given": dict(self.given), "steps": self.steps, "replayed_steps": self.replayed,
             "interruptions": self.interruptions, "restarts": self.restarts,
             "attempts": [attempt.to_json() for attempt in self.attempts],
             "phases": [asdict(span) for span in self.phases],
@@ -122,6 +124,7 @@ def read_report(folder: Path, *, prices: Prices | None = None, logs: Sequence[Pa
         wall=end - begun,
         billable=billable,
         hosts=tuple(lane.host for lane in lanes),
+        given=found.given(),
         attempts=attempts,
         phases=tuple(_since(span, begun) for span in found.phases(end)),
         lanes=tuple(replace(lane, spans=tuple(_since(span, begun) for span in lane.spans)) for lane in lanes),
@@ -142,6 +145,7 @@ def report_data(folder: Path, *, prices: Prices | None = None, logs: Sequence[Pa
     |---|---|
     | name, folder, status, secondary, failure | as DescribeTrainingJob has them; "" where nobody told |
     | begun | seconds since 1970 |
+    | given | hyperparameters, settings that are not the default, hosts, instance_type; secrets redacted |
     | wall_seconds, billable_seconds, hosts, steps, replayed_steps, interruptions, restarts | of the whole job |
     | attempts | number, started, ended, first and last (steps done), replayed, ended_by, grace_used, codes, saves |
     | phases | SecondaryStatusTransitions: kind, start, end, text |

@@ -70,7 +70,8 @@ def _range(values: Iterable[float]) -> tuple[float, float]:
 @dataclass(frozen=True, kw_only=True)
 class LineChart:
     """One metric over steps or time. faint: what was written before it was done again. rules: where the job was
-    interrupted, on the x axis. label: what a reader who cannot see it is told. unit: of x, as the readout names it."""
+    interrupted, on the x axis. label: what a reader who cannot see it is told. unit: of x, as the readout names it.
+    many: the lines are of several jobs, each with the colour of its number."""
 
     label: str
     x: Axis
@@ -79,6 +80,7 @@ class LineChart:
     faint: tuple[Pairs, ...] = ()
     rules: tuple[float, ...] = ()
     unit: str = "step"
+    many: bool = False
 
     def svg(self) -> Markup:
         grid = "".join(
@@ -89,8 +91,12 @@ class LineChart:
             f'<line class="rule" x1="{x}" x2="{x}" y1="0" y2="{SCALE}"/>' for x in map(self.x.at, self.rules)
         )
         lines = "".join(self._line("faint", pairs) for pairs in self.faint if pairs)
-        lines += "".join(self._line("line", pairs) for pairs in self.lines if pairs)
-        if sum(map(len, self.lines)) <= FEW:
+        lines += "".join(
+            self._line(f"line job-{number}" if self.many else "line", pairs)
+            for number, pairs in enumerate(self.lines, 1)
+            if pairs
+        )
+        if not self.many and sum(map(len, self.lines)) <= FEW:
             lines += self._dots()
         return Markup(
             f'<svg viewBox="0 0 {SCALE} {SCALE}" preserveAspectRatio="none" role="img" '

@@ -81,6 +81,14 @@ class Found:
         seen = [mark for event in self.events for mark in _marks(event)]
         return sorted([*marks_of(self.records), *seen], key=lambda mark: mark.time)
 
+    def given(self) -> dict[str, str]:
+        """What the job was given at its last start, and its world size."""
+        starts = [event for record in self.records for event in record.events if event["event"] == "start"]
+        last = next((start for start in reversed(starts) if isinstance(start.get("given"), dict)), None)
+        if last is None:
+            return {}
+        return {str(name): str(value) for name, value in {**last["given"], "world_size": last["world_size"]}.items()}
+
     def failure(self) -> str:
         if self.outcome:
             return str(self.outcome.get("failure_reason") or "")

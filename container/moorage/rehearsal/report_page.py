@@ -50,22 +50,11 @@ class Metric:
 
 def page(report: Report) -> str:
     """HTML. Its size depends little on the length of the job: lines are thinned, extremes kept."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {
-        "seconds": seconds_text,
-        "number": number_text,
-        "money": money_text,
-        "percent": percent_text,
-    }
-    environment.globals |= {"counted": counted, "kind_text": charts.kind_text, "shape": charts.shape}
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8").strip()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html").render(
+    return template("report.html").render(
         report=report,
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        style=stylesheet(),
         script=Markup(script),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:",
         version=__version__,
@@ -79,6 +68,26 @@ def page(report: Report) -> str:
         goodput=_goodput(report),
         most_rows=MOST_ROWS,
     )
+
+
+def template(name: str) -> jinja2.Template:
+    """One of the templates of this folder, with the filters they write numbers by."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "seconds": seconds_text,
+        "number": number_text,
+        "money": money_text,
+        "percent": percent_text,
+    }
+    environment.globals |= {"counted": counted, "kind_text": charts.kind_text, "shape": charts.shape}
+    return environment.get_template(name)
+
+
+def stylesheet() -> Markup:
+    return Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
 
 
 def write_page(report: Report, path: Path) -> None:
