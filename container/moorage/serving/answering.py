@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import socket
@@ -29,11 +30,14 @@ logger = logging.getLogger("moorage")
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class _Stream:
-    """An answer of which more is to come. credit: bytes that may still be sent before the client takes some."""
+    """An answer of which more is to come. credit: bytes that may still be sent before the client takes some.
+    source: what makes the chunks, and is closed when the client leaves.
+    """
 
     id: str
     number: int
     chunks: Iterator[bytes | memoryview]
+    source: object = None
     credit: int = CREDIT_BYTES
 
 
@@ -146,10 +150,11 @@ class Answering:
                 body, *rest = _pieces(answer.body)
                 stream = _Stream(id=frame.texts[0], number=frame.number, chunks=iter(rest))
         else:
-            stream = _Stream(id=frame.texts[0], number=frame.number, chunks=answer.body)
+            stream = _Stream(id=frame.texts[0], number=frame.number, chunks=answer.body, source=answer.body)
             # Until there is a first chunk, the client can still be told that there is none.
             try:
-                body, length = self._next(stream) or b"", NOWHERE
+                body, *rest = _pieces(self._next(stream) or b"") or [memoryview(b"")]
+                stream.chunks, length = itertools.chain(rest, answer.body), NOWHERE
             except Exception:
                 logger.exception("request %s: its answer failed before it began", stream.id)
                 body = _failed(stream.id)
@@ -200,7 +205,7 @@ class Answering:
         self._flush()
 
     def _close(self, stream: _Stream) -> None:
-        close = getattr(stream.chunks, "close", None)
+        close = getattr(stream.source, "close", None)
         if close is not None:
             try:
                 close()

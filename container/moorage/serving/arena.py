@@ -51,10 +51,10 @@ class Extents:
 class Slot:
     """Room for one body. `free` it once; after that the view is another's."""
 
-    __slots__ = ("_arena", "_room", "offset", "view")
+    __slots__ = ("_arena", "_room", "offset", "size", "view")
 
     def __init__(self, arena: Arena, offset: int, size: int, room: int) -> None:
-        self._arena, self._room, self.offset = arena, room, offset
+        self._arena, self._room, self.offset, self.size = arena, room, offset, size
         self.view = arena.view[offset : offset + size]
 
     def free(self) -> None:

@@ -91,4 +91,12 @@ def _log() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], os.environ.copy()))
+    code = 1
+    try:
+        code = main(sys.argv[1:], os.environ.copy())
+    except Exception:
+        logging.getLogger("moorage").exception("the model process ends")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Python's own end would wait for the model's threads.
+    os._exit(code)
