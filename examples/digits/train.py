@@ -44,7 +44,7 @@ def main() -> None:
     loader = run.loader(training, batch_size=hp.batch_size)
     validation_loader = run.loader(validation, batch_size=256, shuffle=False, drop_last=False)
 
-    model = run.parallelize(build_model())
+    model = run.parallelize(run.build(build_model))
     optimizer = torch.optim.AdamW(model.parameters(), lr=hp.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=hp.epochs * (len(training) // hp.batch_size))
     run.track(model=model, optimizer=optimizer, schedule=schedule)
@@ -60,7 +60,7 @@ def main() -> None:
             right += (model(images).argmax(1) == labels).sum().item()
             seen += len(labels)
         run.report(val_accuracy=run.sum(right) / run.sum(seen))
-    run.finish()
+    run.finish(example=training[:1][0])  # one image: what `serve` is warmed up with
 
 
 if __name__ == "__main__":

@@ -27,12 +27,19 @@ WEIGHTS, FACTS = "model.safetensors", "model.json"
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 
-def export(model: nn.Module, folder: Path, facts: Mapping[str, Any], *, is_main: bool) -> None:
+def export(
+    model: nn.Module,
+    folder: Path,
+    facts: Mapping[str, Any],
+    *,
+    is_main: bool,
+    beside: Mapping[str, bytes] | None = None,
+) -> None:
     """Write WEIGHTS and FACTS into `folder`, from global rank 0, which is the one that `is_main`. Collective.
 
     A sharded model is gathered one tensor at a time: no device, nor rank 0's memory, ever holds the whole. Names are
     those of the program's own module. Tensors that share memory are each written, so that load_state_dict finds all of
-    them, and named in FACTS under "shared". facts: anything JSON can hold.
+    them, and named in FACTS under "shared". facts: anything JSON can hold. beside: other files, by their paths there.
     Raises ExportError, on every rank and with nothing left behind, when a file cannot be written.
     """
     module = unwrap(model)
@@ -48,8 +55,8 @@ def export(model: nn.Module, folder: Path, facts: Mapping[str, Any], *, is_main:
         raise ExportError(
             f"{FACTS} cannot hold the facts given", why=str(error), fix="give what JSON can hold"
         ) from None
-    files = _Files(folder, is_main)
-    files.begin(layout.header, text)
+    files = _Files(folder, is_main, {**(beside or {}), FACTS: f"{text}\n".encode()})
+    files.begin(layout.header)
     files.agree()
     for name in layout.names:
         files.add(_gather(tensors[name]))
@@ -78,20 +85,23 @@ class _Files:
     """The main rank's files. A failure is kept until all ranks hear of it: else they would wait for the main rank in
     the next collective."""
 
-    def __init__(self, folder: Path, is_main: bool) -> None:
-        self._folder, self._is_main = folder, is_main
-        self._parts = {name: folder / f".{name}.part" for name in (WEIGHTS, FACTS)}
+    def __init__(self, folder: Path, is_main: bool, small: Mapping[str, bytes]) -> None:
+        self._folder, self._is_main, self._small = folder, is_main, small
+        paths = {name: folder / name for name in (WEIGHTS, *small)}
+        self._parts = {path: path.with_name(f".{path.name}.part") for path in paths.values()}
         self._weights: IO[bytes] | None = None
         self._failure = ""
 
-    def begin(self, header: bytes, facts: str) -> None:
+    def begin(self, header: bytes) -> None:
         with self._on_main() as active:
             if active:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                with self._parts[FACTS].open("w", encoding="utf-8") as file:
-                    file.write(facts + "\n")
-                    _flush(file)
-                self._weights = self._parts[WEIGHTS].open("wb")
+                for name, content in self._small.items():
+                    path = self._folder / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with self._parts[path].open("wb") as file:
+                        file.write(content)
+                        _flush(file)
+                self._weights = self._parts[self._folder / WEIGHTS].open("wb")
                 self._weights.write(header)
 
     def add(self, tensor: Tensor) -> None:
@@ -105,8 +115,8 @@ class _Files:
             if active and self._weights is not None:
                 _flush(self._weights)
                 self._weights.close()
-                for name, part in self._parts.items():
-                    part.replace(self._folder / name)
+                for path, part in self._parts.items():
+                    part.replace(path)
 
     def agree(self) -> None:
         """Raise ExportError on every rank if the main rank failed. Collective."""

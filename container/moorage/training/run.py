@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -31,11 +31,14 @@ from moorage.training.leaving import save_in_time
 from moorage.training.life import Life
 from moorage.training.loaders import build_loader
 from moorage.training.metrics import StepMetrics, scalar
-from moorage.training.parallel import clip, set_gradient_sync, spread
+from moorage.training.parallel import clip, set_gradient_sync, spread, unwrap
 from moorage.training.precision import Precision
 from moorage.training.ranks import Place, Ranks
+from moorage.training.recipe import Recipe, example_files
 from moorage.training.saving import Saver
 from moorage.training.stop import SAVE, STOP, Agreement, Phase, Stopped, StopSignal, leave_now
+
+M = TypeVar("M", bound=nn.Module)
 
 log = logging.getLogger("moorage")
 
@@ -77,6 +80,7 @@ class Run:
         self._hyperparameters: Hyperparameters | None = None
         self._trackers = self._open_trackers(env)
         self._models: dict[str, nn.Module] = {}
+        self._recipes: list[tuple[nn.Module, Recipe]] = []
         self._optimizers: list[Optimizer] = []
         self._schedulers: list[LRScheduler] = []
         self._prepared = False
@@ -116,6 +120,17 @@ class Run:
             )  # fmt: skip
         self._hyperparameters = found
         return found
+
+    def build(self, factory: Callable[..., M], /, **arguments: Any) -> M:
+        """`factory(**arguments)`, a module. `run.finish()` writes down how it was built, for `serve` to build it again.
+
+        factory: a function or class at the top level of a file; arguments: what JSON can hold. The Python files of the
+        program's folder are shipped with the model. Raises ProgramError for what could not be built again.
+        """
+        recipe = Recipe.of(factory, arguments)
+        model = factory(**arguments)
+        self._recipes.append((model, recipe))
+        return model
 
     def channel(self, name: str, *, may_be_empty: bool = False) -> Path:
         """The folder of an input channel. Raises ConfigError when the job has none of that name, or it is empty."""
@@ -321,7 +336,7 @@ class Run:
         if self._best.step == -1:
             return
         try:
-            self._export()
+            self._export({}, {})
         except ExportError as error:
             # The state is saved: the stop is honoured all the same.
             log.warning("the best model so far is not kept: %s", error)
@@ -398,29 +413,39 @@ class Run:
 
     # The end
 
-    def finish(self) -> None:
+    def finish(self, *, example: Any = None) -> None:
         """Save the last checkpoint, and write the model as safetensors into the model folder from rank 0. Collective.
 
-        The weights are those of the best report when the setting `best` names a metric, else the last ones.
+        The weights are those of the best report when the setting `best` names a metric, else the last ones. example:
+        of what the model takes, for `serve` to warm it up with and to check requests by: a tensor or array with the
+        batch first, several by name, or any value of JSON. Raises ProgramError for one that cannot be written down.
         """
+        beside, told = ({}, {}) if example is None else example_files(example)
         self._stop.phase = Phase.FINISHING
         self._life.finishing()
         self._agreement.settle(0)
         self._log(self._take_step_metrics())
         self._save(wait=True)
-        self._export()
+        self._export(beside, {"example": told} if told else {})
         self._ledger.write("finished", step=self._position.step)
         self._close()
 
-    def _export(self) -> None:
+    def _export(self, beside: Mapping[str, bytes], told: Mapping[str, Any]) -> None:
         facts = {
+            **told,
             "step": self._load_best(), "epoch": self._position.epoch, "metrics": self._last_metrics,
             "strategy": self._saver.strategy, "world_size": self.world_size,
             "hyperparameters": self._hyperparameters.shown() if self._hyperparameters else {},
         }  # fmt: skip
         for name, model in self._models.items():
             folder = self.model_folder if len(self._models) == 1 else self.model_folder / name
-            export(model, folder, facts, is_main=self.is_main)
+            recipe = next((recipe for built, recipe in self._recipes if built is unwrap(model)), None)
+            if recipe is None:
+                export(model, folder, facts, is_main=self.is_main, beside=beside)
+                continue
+            factory = {"name": recipe.name, "arguments": dict(recipe.arguments)}
+            code = recipe.code() if self.is_main else {}
+            export(model, folder, {**facts, "factory": factory}, is_main=self.is_main, beside={**beside, **code})
 
     def _load_best(self) -> int:
         """The step of the weights now in the models."""
