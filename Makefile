@@ -98,6 +98,10 @@ chaos: $(READY) ## Run the kill and stop tests at their full counts (long)
 bench: $(BENCH_READY) ## Measure against torchrun, the official toolkit, DDP, accelerate, Lightning
 	@PYTHONPATH=tests $(BENCH_VENV)/bin/python -m bench $(ARGS)
 
+.PHONY: bench-serve
+bench-serve: $(BENCH_READY) ## Measure `serve` against Starlette, LitServe, gunicorn + Flask (needs wrk)
+	@PYTHONPATH=tests $(BENCH_VENV)/bin/python -m bench serving
+
 .PHONY: lint
 lint: $(READY) ## Check style, types, import arrows, shell files and workflows; changes nothing
 	@$(BIN)/ruff check $(PYTHON_FILES)

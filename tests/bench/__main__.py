@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import harness, image, loop, many_ranks, pause, rehearsal, restore, start, write
+from bench import harness, image, loop, many_ranks, pause, rehearsal, restore, serving, start, write
 from bench.harness import Absent, PeerFailed, Row, table
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "many-ranks": many_ranks.measure,
     "image": image.measure,
     "rehearsal": rehearsal.measure,
+    "serving": serving.measure,
 }
 
 
