@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -72,6 +73,7 @@ def main(argv: Sequence[str], env: Mapping[str, str], *, servable: str = LOADING
     adopt_orphans()
     try:
         settings = ServeSettings.read(env)
+        _allow_files(settings.max_connections)
         plan = _plan(_folder(argv, env), settings, env, servable)
         listener = _listen(port(env))
     except MoorageError as error:
@@ -157,6 +159,23 @@ async def _tell(metrics: Metrics, pump: LogPump) -> None:
     while True:
         await asyncio.sleep(EMF_EVERY)
         pump.say(metrics.emf(), STDOUT)
+
+
+def _allow_files(connections: int) -> None:
+    """As many as there may be connections: without, the next accept would fail, again and again. Raises ConfigError."""
+    wanted = connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise ConfigError(
+            f"setting max_connections={connections} needs {wanted} open files",
+            why=f"this container may have {hard}",
+            fix=f"lower it to {max(1, hard - _OTHER_FILES)}, or start the container with --ulimit nofile={wanted}",
+        )
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+_OTHER_FILES = 256
 
 
 def _folder(argv: Sequence[str], env: Mapping[str, str]) -> Path:
