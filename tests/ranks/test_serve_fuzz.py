@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from conftest import FULL
@@ -53,7 +53,7 @@ BODIES = st.one_of(
     st.just(b"[" * 50_000), st.just(b"1," * 40_000), st.just(b"\xff\xfe"),
 )  # fmt: skip
 TYPES = st.sampled_from(
-    ["application/json", "text/csv", "application/x-npy", "application/jsonlines", "text/xml", "", "a/b; charset=x",
+    [*["application/json"] * 6, *["application/x-npy"] * 3, "text/csv", "application/jsonlines", "text/xml", "", "a/b; charset=x",
      "application/json; charset=utf-16", ";;;", "é", "multipart/form-data"]
 )  # fmt: skip
 HEADERS = st.lists(
@@ -67,6 +67,7 @@ HEADERS = st.lists(
 PATHS = st.sampled_from(
     ["/invocations"] * 6 + ["/ping", "/", "//invocations", "/invocations/../ping", "/%00", "/a?b=c"]
 )
+POST = ("POST", "/invocations")
 METHODS = st.sampled_from(["POST"] * 6 + ["GET", "HEAD", "PUT", "OPTIONS", "TRACE", "WHAT"])
 
 
@@ -99,6 +100,10 @@ LIMITS = settings(
 
 
 @given(line=st.tuples(METHODS, PATHS), kind=TYPES, headers=HEADERS, body=BODIES, chunked=st.booleans())
+@example(line=POST, kind="application/json", headers=[], body=b"[" * 50_000, chunked=False)
+@example(line=POST, kind="application/json", headers=[], body=b'{"instances": [[NaN, 1, 2]]}', chunked=True)
+@example(line=POST, kind="application/x-npy", headers=[], body=npy("(10**12,)", "<f4"), chunked=False)
+@example(line=POST, kind="application/x-npy", headers=[], body=npy("(2, 3)", "|O"), chunked=False)
 @LIMITS
 def test_requests_of_any_kind(
     *, server: Server, line: tuple[str, str], kind: str, headers: list[tuple[str, str]], body: bytes, chunked: bool
