@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from moorage import __version__
-from moorage.cli import checkpoints, compare, doctor, program, project, report, run, verify
+from moorage.cli import checkpoints, compare, doctor, program, project, report, run, serve, verify
 from moorage.cli.help import exit_codes
 from moorage.cli.terminal import show_error
 from moorage.errors import MoorageError
@@ -28,7 +28,7 @@ def build() -> typer.Typer:
     """The app with every command in it."""
     app = typer.Typer(
         name="moorage",
-        help="Rehearse, prove and look at SageMaker training jobs, from your own machine.",
+        help="Rehearse, prove and look at SageMaker training jobs, and serve what they made, from your own machine.",
         epilog=exit_codes(EXIT_CODES),
         no_args_is_help=True,
         rich_markup_mode="rich",
@@ -36,7 +36,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_moorage)
-    for family in (run, verify, report, compare, checkpoints, program, project, doctor):
+    for family in (run, verify, report, compare, serve, checkpoints, program, project, doctor):
         family.add(app)
     return app
 
