@@ -251,8 +251,10 @@ def test_no_engine_and_no_image(push: Pushes, ecr: EcrServer) -> None:
 
 def test_names_that_are_none(push: Pushes, plain: Registry) -> None:
     push.build()
-    assert "REPOSITORY=Big is not" in push.refused(env={"REGISTRY": plain.host, "REPOSITORY": "Big"}, code=78)
-    assert "PUSH_TAG=a b is not a tag" in push.refused(env={"REGISTRY": plain.host, "PUSH_TAG": "a b"}, code=78)
+    assert "'Big' is not a repository's name" in push.refused(
+        env={"REGISTRY": plain.host, "REPOSITORY": "Big"}, code=78
+    )
+    assert "'a b' is not a tag" in push.refused(env={"REGISTRY": plain.host, "PUSH_TAG": "a b"}, code=78)
 
 
 def test_a_registry_of_ones_own(push: Pushes, plain: Registry) -> None:
