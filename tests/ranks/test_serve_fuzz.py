@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,10 @@ def model_fn(model_dir): return torch.nn.Linear(3, 2)
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder: Path = handlers(tmp_path_factory.mktemp("fuzz"), CODE)
+    # What a request must be is known, so that none of them is the model's to fail on.
+    told = {"example": {"file": "example.npy", "dtype": "float32", "shape": [None, 3]}}
+    (folder / "model.json").write_text(json.dumps(told))
+    np.save(folder / "example.npy", np.ones((1, 3), np.float32))
     with serving(folder, max_body_mb=0.2, header_timeout=1, body_timeout=1) as server:
         yield server
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,3 +109,13 @@ def test_every_setting_says_what_it_is(field: dataclasses.Field[Any]) -> None:
     check, choices = field.metadata["check"], field.metadata["choices"]
     assert check is None or check(field.default)
     assert not choices or field.default in choices
+
+
+def test_the_page_has_every_setting_as_it_is() -> None:
+    page = (Path(__file__).resolve().parent.parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
+    for field in dataclasses.fields(ServeSettings):
+        default = f"{field.default:g}" if type(field.default) is float else str(field.default)
+        shown = default.lower() if isinstance(field.default, bool) else default
+        official = field.metadata["official"]
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{field.name}` |")]
+        assert field.metadata["doc"] in row and (f"`{shown}`" in row or not shown) and official in row, row

@@ -140,7 +140,7 @@ def _columns(value: Any) -> Mapping[str, Any] | None:
 def _shaped(array: NDArray[Any], spec: TensorSpec | None, format: str) -> NDArray[Any] | None:
     """`array` if it fits; a row of CSV is flat, whatever an instance's shape is."""
     if spec is None:
-        return array if array.size else None
+        return array if array.size and array.ndim else None
     if spec.fits(array.shape):
         return array
     instance = spec.shape[1:]

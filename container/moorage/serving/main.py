@@ -248,9 +248,10 @@ def _report(error: MoorageError, env: Mapping[str, str]) -> int:
 
 def _log_to(handler: logging.Handler) -> None:
     handler.setFormatter(LineFormatter())
-    logger.handlers = [handler]
-    logger.propagate = False
-    logger.setLevel(logging.INFO)
+    for name, level in (("moorage", logging.INFO), ("uvicorn.error", logging.WARNING)):
+        found = logging.getLogger(name)
+        found.handlers, found.propagate = [handler], False
+        found.setLevel(level)
 
 
 if __name__ == "__main__":
