@@ -21,10 +21,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ecr import Ecr
 from findings import SEVERITIES, judge, parse, read_allowed
 from verdict import as_json, failure, junit, table
 
+from moorage.cloud.ecr import Ecr
 from moorage.errors import CloudError, ConfigError, MoorageError
 
 HERE = Path(__file__).resolve().parent

@@ -283,3 +283,38 @@ def test_a_registry_with_a_password(push: Pushes, ecr: EcrServer) -> None:
     run = push(env={"REGISTRY": ecr.registry.host, "REGISTRY_USER": USER, "REGISTRY_PASSWORD": PASSWORD})
     assert run.returncode == 0, run.stderr
     assert ecr.registry.tags(push.repository) == [TAG]
+
+
+def test_the_command_pushes_any_image_by_the_commit_of_its_checkout(
+    push: Pushes, ecr: EcrServer, tmp_path: Path
+) -> None:
+    """`moorage push`, of an image that does not say itself which commit it was built of."""
+    source = tmp_path / "project"
+    source.mkdir()
+    (source / "train.py").write_text("")
+    git = ["git", "-C", str(source), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    push.build(revision="")
+
+    def moorage(*options: str) -> subprocess.CompletedProcess[str]:
+        env = {"PATH": os.environ["PATH"], "HOME": str(push.home), "AWS_EC2_METADATA_DISABLED": "true", **ecr.env}
+        command = [sys.executable, "-m", "moorage.cli", "push", f"{push.image}:cpu", "--source", str(source), *options]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+    missing = moorage()
+    assert missing.returncode == 77 and "--create" in missing.stderr, missing.stderr
+    run = moorage("--create", "--json")
+    assert run.returncode == 0, run.stderr
+    pushed = json.loads(run.stdout)
+    assert pushed["tag"] == f"cpu-{commit[:12]}" and pushed["revision"] == commit
+    assert pushed["image"].endswith(f"@{ecr.registry.digest(push.image, pushed['tag'])}")
+    again = moorage()
+    assert (
+        again.returncode == 0 and "holds this image already" in again.stderr and again.stdout.strip() == pushed["image"]
+    )
+    (source / "train.py").write_text("changed")
+    dirty = moorage()
+    assert dirty.returncode == 78 and "uncommitted changes" in dirty.stderr
+    assert moorage("--allow-dirty", "--json").stdout.count("-dirty") >= 2

@@ -1,28 +1,27 @@
-"""The docker engine as `make push` uses it: the image that is there, what a registry's tag holds, a push with progress.
+"""The docker engine as a push uses it: the image that is there, what a registry's tag holds, a push with progress.
 
 Passwords go to the engine in its API, never into a command line or into ~/.docker/config.json.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-import sys
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import docker
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
-from ecr import Held
 
+from moorage.cloud.ecr import Held
 from moorage.errors import CloudError, EngineError
 
-PROGRESS_SECONDS = 5.0
+log = logging.getLogger(__name__)
 
 _REVISION = "org.opencontainers.image.revision"
 
-_NO_ENGINE = "'make engine' starts one on Debian or Ubuntu; DOCKER_HOST names another. In CodeBuild: privileged mode"
+_NO_ENGINE = "`make engine` starts one on Debian or Ubuntu; DOCKER_HOST names another. In CodeBuild: privileged mode"
 
 # What engines say of registries, with the cause and the remedy.
 _REFUSALS = (
@@ -40,9 +39,13 @@ _REFUSALS = (
     (
         r"immutable",
         "the tag exists and its repository lets nobody overwrite tags",
-        "push a new commit, or name another tag by PUSH_TAG",
+        "push a new commit, or name another tag by --tag (PUSH_TAG)",
     ),
-    (r"name unknown|does not exist", "the registry has no such repository", "make it, or correct REPOSITORY"),
+    (
+        r"name unknown|does not exist",
+        "the registry has no such repository",
+        "make it, or correct --repository (REPOSITORY)",
+    ),
     (
         r"server gave HTTP response to HTTPS client",
         "the registry speaks HTTP, and the engine wants HTTPS of all but 127.0.0.0/8",
@@ -56,7 +59,7 @@ _REFUSALS = (
     (
         r"connection refused|connection reset|no such host|timeout|network is unreachable|no route to host|EOF",
         "the registry is not reached from the engine",
-        "check REGISTRY (ECR_HOST), the network and the proxy of the engine",
+        "check --registry (REGISTRY, ECR_HOST), the network and the proxy of the engine",
     ),
     (r"no space left", "a disk is full, the engine's or the registry's", "`docker system df` shows the engine's"),
 )
@@ -85,11 +88,11 @@ class Image:
 
 
 class Engine:
-    """The docker engine that DOCKER_HOST names, or the machine's. Every method raises EngineError or CloudError."""
+    """The docker engine that DOCKER_HOST of `env` names, or the machine's. Methods raise EngineError or CloudError."""
 
-    def __init__(self) -> None:
+    def __init__(self, env: Mapping[str, str]) -> None:
         try:
-            self._client = docker.from_env(timeout=600)
+            self._client = docker.from_env(timeout=600, environment=dict(env))
             self._client.ping()
         except DockerException as error:
             raise EngineError("no docker engine answers", why=str(error), fix=_NO_ENGINE) from None
@@ -100,10 +103,10 @@ class Engine:
             image = self._client.images.get(name)
         except ImageNotFound:
             tag = name.rpartition(":")[2]
-            fix = f"`make build VARIANT={tag}` builds it" if tag in ("cpu", "cuda") else "`make build` builds it"
+            fix = f"`make build VARIANT={tag}` builds it" if tag in ("cpu", "cuda") else "build it, or correct its name"
             raise EngineError(
                 f"the image {name} is not here",
-                why="it is not built yet, or IMAGE, TAG or VARIANT name another",
+                why="it is not built yet, or another one is meant",
                 fix=fix,
             ) from None
         except APIError as error:
@@ -125,19 +128,18 @@ class Engine:
         except APIError as error:
             # Registries of several users say so of a repository that does not exist yet; a push will tell.
             if _NOT_ALLOWED.search(explanation(error)):
-                print(f"cannot look whether {repository}:{tag} exists: {explanation(error)}", file=sys.stderr)
+                log.warning("cannot look whether %s:%s exists: %s", repository, tag, explanation(error))
                 return None
             raise refusal(f"cannot look up {repository}:{tag}", explanation(error)) from None
         return Held(digest=str(data.id), config="")
 
-    def push(self, image: Image, repository: str, tag: str, auth: Auth | None) -> str:
-        """Push `image` as repository:tag; its digest there. Progress goes to stderr."""
+    def push(self, image: Image, repository: str, tag: str, auth: Auth | None, tell: Callable[[int, int], None]) -> str:
+        """Push `image` as repository:tag; its digest there. tell: takes the bytes that are pushed, and all so far."""
         what = f"cannot push {repository}:{tag}"
         try:
             self._client.images.get(image.name).tag(repository, tag)
-            return follow(
-                self._client.api.push(repository, tag, stream=True, decode=True, auth_config=header(auth)), what
-            )
+            messages = self._client.api.push(repository, tag, stream=True, decode=True, auth_config=header(auth))
+            return follow(messages, what, tell)
         except APIError as error:
             raise refusal(what, explanation(error)) from None
 
@@ -147,11 +149,16 @@ def header(auth: Auth | None) -> dict[str, str] | None:
     return {"username": auth.username, "password": auth.password} if auth else None
 
 
-def follow(messages: Iterable[dict[str, Any]], what: str) -> str:
+def auth_of(env: Mapping[str, str]) -> Auth | None:
+    """What REGISTRY_USER and REGISTRY_PASSWORD say."""
+    user, password = env.get("REGISTRY_USER"), env.get("REGISTRY_PASSWORD")
+    return Auth(username=user, password=password) if user and password else None
+
+
+def follow(messages: Iterable[dict[str, Any]], what: str, tell: Callable[[int, int], None]) -> str:
     """Read the engine's messages of a push to their end; the digest they name. Raises CloudError."""
     sizes: dict[str, tuple[int, int]] = {}
     digest = ""
-    due = time.monotonic() + PROGRESS_SECONDS
     for message in messages:
         if "error" in message:
             raise refusal(what, str(message["error"]))
@@ -161,10 +168,9 @@ def follow(messages: Iterable[dict[str, Any]], what: str) -> str:
             sizes[layer] = (min(detail["current"], detail["total"]), detail["total"])
         elif message.get("status") == "Pushed" and layer in sizes:
             sizes[layer] = (sizes[layer][1],) * 2
-        if sizes and time.monotonic() >= due:
-            done, total = (sum(size[index] for size in sizes.values()) / 1e6 for index in (0, 1))
-            print(f"  {done:.0f} of {total:.0f} MB", file=sys.stderr, flush=True)
-            due = time.monotonic() + PROGRESS_SECONDS
+        else:
+            continue
+        tell(sum(done for done, _ in sizes.values()), sum(total for _, total in sizes.values()))
     if not digest:
         raise CloudError(what, why="the engine named no digest at the end of the push", fix="push again")
     return digest

@@ -1,4 +1,4 @@
-"""What `make push` and `make scan` ask AWS: whose registry, which repository, what a tag holds, what a scan found."""
+"""What a push, and `make scan`, ask ECR: whose registry, which repository, what a tag holds, what a scan found."""
 
 from __future__ import annotations
 
