@@ -5,13 +5,13 @@ runs/NAME/moorage.toml    the job and what is searched, as described; secrets ar
          study.journal    Optuna's, with every trial's values
          NAME-001-8e9cc3ef/   a trial: the folder of its rehearsal; .cut-1 is what it did before the study was cut
          checkpoints/     of each trial
-         tune.html, tune.json   what came of it
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from moorage.cloud.store import FILE, Store
+from moorage.cloud.tune_rules import findings
 from moorage.cloud.tuning import Tuning, tuning
 from moorage.contract.secrets import HIDDEN
 from moorage.errors import ConfigError
@@ -29,6 +30,8 @@ from moorage.rehearsal.assemble import RUNS, assemble
 from moorage.rehearsal.code import submitted
 from moorage.rehearsal.job import Job
 from moorage.rehearsal.jobfile import Described
+
+log = logging.getLogger("moorage")
 
 LOCK = ".lock"
 _MAY_CHANGE = ("trials", "parallel", "max_run", "target", "patience")
@@ -53,6 +56,7 @@ class Study:
 def begin(described: Described, now: datetime) -> Iterator[Study]:
     """A new one. Raises ConfigError and ProgramError."""
     job, searched = assemble(described, now), tuning(described, now)
+    _check(searched, job)
     folder = job.folder.parent / searched.name
     seed = searched.seed if searched.seed is not None else secrets.randbelow(2**31)
     if folder.exists():
@@ -82,6 +86,16 @@ def resume(folder: Path, given: Given, now: datetime) -> Iterator[Study]:
         yield Study(
             folder=kept, tuning=replace(searched, name=name), job=replace(job, folder=kept), store=store, again=True
         )
+
+
+def _check(searched: Tuning, job: Job) -> None:
+    """What the platform would refuse is refused here; what it would only be worse for is logged."""
+    found = findings(searched, metrics=job.metrics, hyperparameters=job.hyperparameters, arguments=job.arguments)
+    for one in found:
+        if one.severity == "warning":
+            log.warning("%s (%s): %s; %s", one.what, one.code, one.why, one.fix)
+    if first := next((one for one in found if one.severity == "error"), None):
+        raise ConfigError(f"the search cannot be made: {first.what}", why=first.why, fix=first.fix)
 
 
 def _folder(folder: Path) -> Path:

@@ -1,0 +1,150 @@
+"""`moorage tune`: search hyperparameters by trials on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moorage.cli.flags import Flag, Flags, described
+from moorage.cli.help import command
+from moorage.cli.run import interruptible
+from moorage.cli.terminal import Json, Quiet, result
+from moorage.cli.tune_show import TuneShow, settings
+from moorage.errors import ConfigError
+
+if TYPE_CHECKING:
+    from moorage.cloud.results import Results
+    from moorage.cloud.study import Study
+
+PANEL = "Rehearsal"
+SEARCH = "What is searched"
+CODES = {
+    "0": "done: the study has a best trial",
+    "1": "no trial has a value of the objective",
+    "130": "it was stopped by Ctrl-C, and can go on",
+}
+
+
+def _ranges(texts: list[str], env: Mapping[str, str]) -> Mapping[str, Any]:
+    from moorage.rehearsal.spelling import pairs
+
+    return pairs(texts, "range")
+
+
+FLAGS = (
+    Flag(names=("--objective",), place=("tune", "objective"), panel=SEARCH, metavar="max|min:METRIC",
+         help="What makes a trial better: max:val_accuracy, min:val_loss."),
+    Flag(names=("--range",), place=("tune", "ranges"), takes=list, panel=SEARCH, metavar="NAME=RANGE", reads=_ranges,
+         help="lr=1e-4:1e-1:log, layers=1:8 (whole numbers), batch_size=16,32,64. Scalings: auto, linear, log, "
+         "reverse-log."),
+    Flag(names=("--strategy",), place=("tune", "strategy"), panel=SEARCH, metavar="STRATEGY",
+         help="bayesian, random, grid (lists only), or hyperband, which stops most trials early."),
+    Flag(names=("--trials",), place=("tune", "trials"), takes=int, metavar="N", panel=SEARCH,
+         help="Training jobs in all; else 10, and all of a grid."),
+    Flag(names=("--parallel",), place=("tune", "parallel"), takes=int, metavar="N", panel=SEARCH,
+         help="Training jobs at once."),
+    Flag(names=("--early-stopping/--no-early-stopping",), place=("tune", "early_stopping"), takes=bool, panel=SEARCH,
+         help="Stop trials that are worse than the median; hyperband does without."),
+    Flag(names=("--min-resource",), place=("tune", "min_resource"), takes=int, metavar="N", panel=SEARCH,
+         help="Of hyperband: reports before a trial may be stopped."),
+    Flag(names=("--max-resource",), place=("tune", "max_resource"), takes=int, metavar="N", panel=SEARCH,
+         help="Of hyperband: reports of a trial that runs to its end; else its hyperparameter epochs."),
+    Flag(names=("--target",), place=("tune", "target"), takes=float, metavar="VALUE", panel=SEARCH,
+         help="The objective at which it ends."),
+    Flag(names=("--patience",), place=("tune", "patience"), takes=int, metavar="N", panel=SEARCH,
+         help="Trials without a better one after which it ends."),
+    Flag(names=("--max-tuning",), place=("tune", "max_run"), metavar="TIME", panel=SEARCH,
+         help="MaxRuntimeInSeconds of the whole tuning job: 8h."),
+    Flag(names=("--tune-seed",), place=("tune", "seed"), takes=int, metavar="N", panel=SEARCH,
+         help="Of what is drawn; the same seed draws the same."),
+)  # fmt: skip
+
+
+def add(app: typer.Typer) -> None:
+    command(
+        app,
+        tune,
+        PANEL,
+        [
+            "moorage tune train.py --local --objective max:val_accuracy --range lr=1e-4:1e-1:log --trials 20",
+            "moorage tune --local --strategy hyperband -p epochs=27 --trials 20 --parallel 2",
+            "moorage tune --local --resume digits-260131-120000",
+        ],
+        codes=CODES,
+    )
+
+
+@described(os.environ, FLAGS)
+def tune(
+    job: Flags,
+    *,
+    local: Annotated[bool, typer.Option("--local", help="On this machine, each trial rehearsed.")] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="STUDY", help="With --local: go on with a study that was stopped or killed."),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search the hyperparameters that make the objective best: many training jobs, some of them stopped early.
+
+    The job file's [tune] says what flags say; flags win. With --local each trial is a rehearsal on this machine, and is
+    stopped as the platform stops it; the folder of the study keeps all of it.
+
+    Ctrl-C stops the trials at work with their state saved; --resume goes on with them, also after a crash.
+    """
+    if not local and resume is None:
+        raise ConfigError(
+            "where is it to run?", why="tuning jobs of SageMaker are not made yet", fix="give --local: on this machine"
+        )
+    from moorage.cloud.results import results
+    from moorage.cloud.tuner import Tuner
+    from moorage.rehearsal.stopper import Stopper
+
+    stopper = Stopper()
+    with _study(job, resume) as study:
+        over = sum(one.state is not None for one in study.store.trials())
+        show = TuneShow(study.tuning, over=over, quiet=quiet)
+        with show, interruptible(stopper, show):
+            for line in _announced(study):
+                show.tell(line)
+            ended = Tuner(study, show, env=os.environ, stop=stopper).run()
+        found = results(study, ended)
+    result(found.to_json() if as_json else list(_summary(found)), as_json=as_json)
+    if ended == "stop":
+        show.tell(f"to go on: moorage tune --local --resume {found.folder}")
+        raise typer.Exit(130)
+    raise typer.Exit(0 if found.best is not None else 1)
+
+
+def _study(job: Flags, resume: Path | None) -> AbstractContextManager[Study]:
+    from moorage.cloud import study
+
+    if resume is None:
+        return study.begin(job.describe(), datetime.now())
+    return study.resume(resume, job.given, datetime.now())
+
+
+def _announced(study: Study) -> Iterator[str]:
+    from moorage.cloud.space import described as spelled
+
+    tuning, job = study.tuning, study.job
+    where = f"in containers of {job.image}" if job.engine == "docker" else "as plain processes of this machine"
+    yield f"{tuning.name}: {tuning.total} trials of {job.program or 'the program of the image'}, {where}"
+    yield f"{tuning.strategy} search for {tuning.objective}, {tuning.parallel} at once; its folder is {study.folder}"
+    for one in tuning.ranges:
+        yield f"  {one.name}: {spelled(one)}"
+
+
+def _summary(found: Results) -> Iterator[str]:
+    yield f"{found.tuning.name}: {found.ended}"
+    best = found.best
+    if best is not None:
+        yield f"best {best.best} {settings(best.hyperparameters)}"
+    yield f"{found.steps} of {found.steps_to_the_end} steps, {found.counts()}"
