@@ -11,6 +11,9 @@ import pytest
 
 FULL = os.environ.get("MOORAGE_CHAOS") == "full"
 
+STRATEGIES = ("ddp", "fsdp") if FULL else ("fsdp",)
+"""Of the kill and stop tests: the short pass tries the one that has more to lose, `make chaos` both."""
+
 JOB_VARIABLES = re.compile(
     r"(MOORAGE(?!_(CHAOS|TEST_IMAGE)$)|SM|SAGEMAKER|TORCHELASTIC|NCCL|GLOO|ACCELERATE|AWS|PET)_.*"
     r"|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|GROUP_RANK|GROUP_WORLD_SIZE|ROLE_.*|MASTER_ADDR|MASTER_PORT"

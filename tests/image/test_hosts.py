@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from conftest import FULL
 from image.containers import Containers
 from image.job import DEADLINE, EPOCHS, ContainerJob, left_alone, metrics, reports, same
 from support import wait_until
@@ -59,7 +60,7 @@ def test_sigterm_to_one_of_two_hosts_stops_both_at_one_step(tmp_path: Path, cont
     assert same(job.weights(), left_alone("ddp"))
 
 
-@pytest.mark.parametrize(("killed", "strategy"), [("algo-1", "fsdp"), ("algo-2", "ddp")])
+@pytest.mark.parametrize(("killed", "strategy"), [("algo-1", "fsdp"), ("algo-2", "ddp")][: 1 + FULL])
 def test_docker_kill_of_a_host_ends_the_other_and_the_job_goes_on(
     tmp_path: Path, containers: Containers, killed: str, strategy: str
 ) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import STRATEGIES
 from ranks.chaos import (
     DEADLINE,
     ChaosJob,
@@ -45,7 +46,7 @@ class Restart:
 
 
 @pytest.mark.full(10, short=1)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_killed_rank_is_restarted_in_the_job(tmp_path: Path, chaos_count: int, strategy: str) -> None:
     _kill_ranks(tmp_path, dice(f"kill-{strategy}"), left_alone(strategy=strategy), kills=chaos_count, strategy=strategy)
 

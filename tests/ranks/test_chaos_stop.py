@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from conftest import STRATEGIES
 from ranks.chaos import DEADLINE, ChaosJob, await_random_moment, dice, is_over, left_alone, reports, spread_of
 from support import HostProcess, wait_until
 
 
 @pytest.mark.full(10, short=1)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_stopped_and_started_again_it_trains_the_same_weights(tmp_path: Path, chaos_count: int, strategy: str) -> None:
     die = dice(f"stop-{strategy}")
     alone = left_alone(strategy=strategy)

@@ -37,7 +37,7 @@ _BACKOFF = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds before a process is replaced, by how often one has ended soon."""
 
 _LASTING = 30.0
-"""Seconds that a process has to be ready for the next to be replaced at once."""
+"""Seconds of being ready, or one answer, after which a process is replaced at once: it was no crash loop."""
 
 _LOOK = 0.25
 """Seconds between two looks at whether a process is stuck, or has ended."""
@@ -189,7 +189,8 @@ class Worker:
         if self._blocked:
             self._owner.loop.remove_writer(self._socket.fileno())
         self._socket.close()
-        lasted, was_ready = time.monotonic() - self._since, self.ready
+        was_ready, lasted = self.ready, time.monotonic() - self._since
+        worked = was_ready and (lasted > _LASTING or (self._channel is not None and self._channel.seconds > 0))
         begun, self.pid, self.ready, self._socket = self._page.begun, 0, False, None
         self._page.close()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
@@ -200,7 +201,7 @@ class Worker:
         self.reason = ""
         if self._owner.ending:
             return
-        self._short = 0 if was_ready and lasted > _LASTING else self._short + 1
+        self._short = 0 if worked else self._short + 1
         pause = _BACKOFF[min(max(0, self._short - 1), len(_BACKOFF) - 1)]
         if pause:
             logger.info("%s is started again in %g s", self.name, pause)
