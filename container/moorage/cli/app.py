@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from moorage import __version__
-from moorage.cli import checkpoints, compare, doctor, program, project, push, report, run, serve, tune, verify
+from moorage.cli import checkpoints, compare, doctor, program, project, push, report, run, serve, submit, tune, verify
 from moorage.cli.help import exit_codes
 from moorage.cli.terminal import show_error
 from moorage.errors import MoorageError
@@ -36,7 +36,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_moorage)
-    for family in (run, verify, report, compare, tune, serve, checkpoints, program, project, doctor, push):
+    for family in (run, verify, report, compare, tune, serve, checkpoints, program, project, doctor, push, submit):
         family.add(app)
     return app
 

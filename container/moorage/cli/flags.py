@@ -69,14 +69,9 @@ def _variables(texts: list[str], env: Mapping[str, str]) -> Mapping[str, Any]:
 
 
 def _channels(texts: list[str], env: Mapping[str, str]) -> Mapping[str, Any]:
-    from moorage.rehearsal.spelling import channel
+    from moorage.rehearsal.spelling import channel_table
 
-    found = {}
-    for text in texts:
-        name, given = channel(text)
-        found[name] = {"path": str(given.path), "mode": given.mode, "sharded": given.sharded,
-                       "content_type": given.content_type}  # fmt: skip
-    return found
+    return dict(channel_table(text) for text in texts)
 
 
 FLAGS = (
@@ -97,7 +92,8 @@ FLAGS = (
     Flag(names=("--hyperparameter", "-p"), place=("hyperparameters",), takes=list, panel=DATA, metavar="NAME=VALUE",
          reads=_pairs("hyperparameter"), help="One hyperparameter: -p lr=1e-3."),
     Flag(names=("--data", "-d"), place=("data",), takes=list, panel=DATA, metavar="NAME=PATH", reads=_channels,
-         help="One channel: train=data/train, with ,FastFile or ,Pipe, ,sharded, ,type=text/csv behind it."),
+         help="One channel: train=data/train, or train=s3://BUCKET/PREFIX, with ,FastFile or ,Pipe, ,sharded, "
+         ",type=text/csv behind it."),
     Flag(names=("--env", "-e"), place=("environment",), takes=list, panel=DATA, metavar="NAME[=VALUE]",
          reads=_variables, help="One environment variable; without VALUE, yours."),
     Flag(names=("--setting", "-s"), place=("settings",), takes=list, panel=DATA, metavar="NAME=VALUE",
@@ -178,12 +174,19 @@ class Flags:
         return jobfile.describe(self.config or jobfile.find(Path()), self.given)
 
 
-def described(env: Mapping[str, str], more: Sequence[Flag] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def described(
+    env: Mapping[str, str], more: Sequence[Flag] = (), *, rehearsal: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A command with a parameter `job: Flags` takes PROGRAM, ARGS, --config and all flags of a job in its place.
 
-    env: of the caller, for `--env NAME`. more: flags for tables of the job file that only this command uses.
+    env: of the caller, for `--env NAME`. more: flags for tables of the job file that only this command uses; one of
+    the same name as another of a job's takes its place. rehearsal: with the flags of the table of that name.
     """
-    flags = (*FLAGS, *more)
+    own = {name for flag in more for name in flag.names}
+    flags = (
+        *(flag for flag in FLAGS if (rehearsal or flag.place[0] != "rehearsal") and not own & {*flag.names}),
+        *more,
+    )
 
     def changed(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

@@ -29,8 +29,8 @@ def assemble(described: Described, now: datetime) -> Job:
     """
     said = described.job
     machine = said.rehearsal
-    source, program = _program(said.source, said.program)
-    name = _name(said.name or (Path(program).stem if program else "job"), now)
+    source, program = program_of(said.source, said.program)
+    name = job_name(said.name or (Path(program).stem if program else "job"), now)
     return Job(
         name=name,
         folder=Path(machine.folder or RUNS) / name,
@@ -40,7 +40,7 @@ def assemble(described: Described, now: datetime) -> Job:
         image=said.image,
         engine=machine.engine or ("docker" if said.image else "process"),
         platform=machine.platform,
-        data={key: _channel(table) for key, table in said.data.items()},
+        data={key: _channel(key, table) for key, table in said.data.items()},
         hyperparameters={key: typed(value) for key, value in said.hyperparameters.items()},
         client=machine.client,
         hosts=said.hosts,
@@ -49,7 +49,7 @@ def assemble(described: Described, now: datetime) -> Job:
         shm_size=machine.shm_size,
         memory=machine.memory,
         cpus=machine.cpus,
-        env={**said.environment, **_settings(described)},
+        env={**said.environment, **settings(described)},
         instance_type=said.instance_type,
         checkpoints=_checkpoints(machine.checkpoints),
         checkpoint_config=machine.checkpoint_config,
@@ -64,7 +64,7 @@ def assemble(described: Described, now: datetime) -> Job:
         restart_delay=machine.restart_delay,
         max_run=said.max_run,
         max_wait=said.max_wait,
-        metrics=said.metrics or _metrics(source, program),
+        metrics=said.metrics or metrics_of(source, program),
         step_regex=said.step_regex or STEP,
         seed=machine.seed,
     )
@@ -75,7 +75,7 @@ def typed(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, allow_nan=False)
 
 
-def _program(source: str | None, program: str | None) -> tuple[Path | None, str | None]:
+def program_of(source: str | None, program: str | None) -> tuple[Path | None, str | None]:
     """The folder of code, and the program in it. Without a folder, it is that of the program."""
     if program is None:
         return (Path(source) if source else None), None
@@ -104,7 +104,7 @@ def _is_module(program: str) -> bool:
     return bool(_MODULE.fullmatch(program)) and not program.endswith((".py", ".sh"))
 
 
-def _name(base: str, now: datetime) -> str:
+def job_name(base: str, now: datetime) -> str:
     """BASE-2026-01-31-12-00-00-123456, in letters, digits and single '-', at most 63 (CreateTrainingJob).
 
     To the microsecond, where the SDKs have milliseconds: two may be started at once.
@@ -114,7 +114,13 @@ def _name(base: str, now: datetime) -> str:
     return f"{clean[: 62 - len(moment)].rstrip('-')}-{moment}"
 
 
-def _channel(table: jobschema.ChannelTable) -> Channel:
+def _channel(name: str, table: jobschema.ChannelTable) -> Channel:
+    if table.path is None:
+        raise ConfigError(
+            f"channel {name} has no folder on this machine",
+            why=f"only {table.s3} is named, and a rehearsal takes its data from a folder",
+            fix=f'name one: --data {name}=PATH, or in the job file {name} = {{ path = "PATH", s3 = "{table.s3}" }}',
+        )
     return Channel(
         path=Path(table.path).expanduser(), mode=table.mode, sharded=table.sharded, content_type=table.content_type
     )
@@ -137,7 +143,7 @@ def interruptions_and_faults(job: Job) -> list[str]:
     return [spelling.spelled(event) for event in events]
 
 
-def _settings(described: Described) -> Mapping[str, str]:
+def settings(described: Described) -> Mapping[str, str]:
     """[settings] as the environment variables that `train` reads; a misspelt one is an error here already."""
     env: dict[str, str] = {}
     for name, value in described.job.settings.items():
@@ -154,7 +160,7 @@ def _settings(described: Described) -> Mapping[str, str]:
     return env
 
 
-def _metrics(source: Path | None, program: str | None) -> Mapping[str, str]:
+def metrics_of(source: Path | None, program: str | None) -> Mapping[str, str]:
     """The MetricDefinitions that `moorage metrics` would print for the program; none where there is nothing to read."""
     path = source / program if source is not None and program else None
     if path is None or path.suffix != ".py" or not path.is_file():

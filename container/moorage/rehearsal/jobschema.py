@@ -1,6 +1,7 @@
 """The tables and keys of moorage.toml, and what is said of one that is wrong. Imports pydantic: load it when needed.
 
-[rehearsal] is how it is rehearsed, [tune] (tuneschema.py) what a tuning job searches.
+[rehearsal] is how it is rehearsed, [submit] (submitschema.py) what a real job needs beside it, [tune] (tuneschema.py)
+what a tuning job searches.
 """
 
 from __future__ import annotations
@@ -9,25 +10,39 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from moorage.contract.s3 import SCHEME
 from moorage.rehearsal import spelling
 from moorage.rehearsal.job import Client, Engine, InputMode
+from moorage.rehearsal.submitschema import Submit
 from moorage.rehearsal.tables import Duration, Table, Value, as_text, checked_by, read_by
 from moorage.rehearsal.tuneschema import Tune
 
 
 def _channel(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return {"s3" if value.startswith(SCHEME) else "path": value}
 
 
 class ChannelTable(Table):
     """One input channel: a path as text, or this table."""
 
-    path: str = Field(min_length=1, description="The folder, or the one file, that stands for the S3 prefix.")
+    path: str | None = Field(
+        None, min_length=1, description="The folder, or the one file, that stands for the S3 prefix in a rehearsal."
+    )
+    s3: str | None = Field(None, min_length=1, description="The S3 prefix, or the one object: s3://BUCKET/PREFIX.")
     mode: InputMode = Field("File", description="How the data comes: copied, mounted, or through FIFOs.")
     sharded: bool = Field(False, description="Each host is given every n-th file (ShardedByS3Key).")
     content_type: str = Field("", description="ContentType of the channel.")
+    groups: list[str] = Field([], max_length=5, description="The instance groups that are given it; else all.")
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> ChannelTable:
+        if self.path is None and self.s3 is None:
+            raise ValueError("is nowhere\ngive `path`, a folder here, or `s3`")
+        return self
 
 
 class Rehearsal(Table):
@@ -93,10 +108,13 @@ class JobFile(Table):
     )
     metrics: dict[str, str] = Field({}, description="MetricDefinitions: a regex with one group by name.")
     rehearsal: Rehearsal = Field(Rehearsal.model_validate({}), description="How it is rehearsed on this machine.")
+    submit: Submit = Field(
+        Submit.model_validate({}), description="What a real job needs beside what a rehearsal needs."
+    )
     tune: Tune = Field(Tune.model_validate({}), description="What a tuning job searches, and how.")
 
 
-TABLES: dict[str, type[Table]] = {"": JobFile, "rehearsal": Rehearsal, "tune": Tune}
+TABLES: dict[str, type[Table]] = {"": JobFile, "rehearsal": Rehearsal, "submit": Submit, "tune": Tune}
 """Those with keys of their own, by the name of the table."""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from moorage.contract.s3 import SCHEME
 from moorage.errors import ConfigError
 from moorage.rehearsal.job import GRACE, Channel, Fault, FaultKind, InputMode, Interruption
 
@@ -93,6 +94,19 @@ def channel(text: str) -> tuple[str, Channel]:
     """`train=PATH`, with `,FastFile` or `,Pipe`, `,sharded` and `,type=text/csv` behind it: its name and the channel.
     A comma in PATH is part of it where none of these follows. Raises ConfigError.
     """
+    name, location, given = _channel(text)
+    return name, Channel(path=Path(location).expanduser(), **given)
+
+
+def channel_table(text: str) -> tuple[str, dict[str, Any]]:
+    """The same as a table of the job file, where it may also lie in S3: `train=s3://BUCKET/PREFIX,FastFile`."""
+    name, location, given = _channel(text)
+    if location.startswith(SCHEME):
+        return name, {"s3": location, **given}
+    return name, {"path": str(Path(location).expanduser()), **given}
+
+
+def _channel(text: str) -> tuple[str, str, dict[str, Any]]:
     name, sign, rest = text.partition("=")
     if not sign or not rest:
         raise ConfigError(f"{text!r} is not a channel: NAME=PATH", fix="as train=data/train")
@@ -110,7 +124,15 @@ def channel(text: str) -> tuple[str, Channel]:
         else:
             break
         rest = rest_before
-    return name, Channel(path=Path(rest).expanduser(), **given)
+    return name, rest, given
+
+
+def group(text: str) -> tuple[str, str, int]:
+    """`gpu=ml.g5.xlarge*2`: name, instance type and number of an instance group. Raises ConfigError."""
+    found = re.fullmatch(r"([^=\s]+)=([a-z0-9.-]+)(?:\*([0-9]{1,4}))?", text.strip())
+    if not found:
+        raise ConfigError(f"{text!r} is not an instance group", fix="give NAME=TYPE*COUNT, as gpu=ml.g5.xlarge*2")
+    return found[1], found[2], int(found[3] or 1)
 
 
 def pairs(texts: list[str] | tuple[str, ...], what: str) -> dict[str, str]:
