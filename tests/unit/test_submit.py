@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import tarfile
 import urllib.request
@@ -262,8 +263,9 @@ def test_printed_programs_create_the_same_job(
     found = aws["sagemaker"].describe_training_job(TrainingJobName=name)
     for key in ("HyperParameters", "ResourceConfig", "StoppingCondition", "InputDataConfig"):
         assert key in found and found[key] == meant[key], key
+    capsys.readouterr()
     assert main(["submit", "--print", "cli"]) == 0
-    words = __import__("shlex").split(capsys.readouterr().out)
+    words = shlex.split(capsys.readouterr().out)
     assert words[:3] == ["aws", "sagemaker", "create-training-job"]
     printed = json.loads(words[words.index("--cli-input-json") + 1])
     for key in ("HyperParameters", "ResourceConfig", "RoleArn"):
