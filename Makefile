@@ -60,6 +60,10 @@ test-image: $(READY) ## Run the tests of the CPU image in real containers (after
 test-cuda: $(READY) ## Build the CUDA variant and test what needs no GPU of it (gigabytes)
 	@image/test-cuda
 
+.PHONY: test-gpu
+test-gpu: $(READY) ## Run what only a machine with an NVIDIA GPU can show
+	@$(PYTEST) tests/gpu -s $(ARGS)
+
 .PHONY: engine
 engine: ## Start a docker engine, installing Debian's where there is none
 	@image/engine
