@@ -44,11 +44,9 @@ def packages() -> list[dict[str, Any]]:
     """Every package, the largest first, with its bytecode."""
     found = []
     for package in importlib.metadata.distributions():
-        size = 0
-        for name in package.files or ():
-            path = Path(str(package.locate_file(name)))
-            compiled = Path(importlib.util.cache_from_source(str(path)))
-            size += sum(file.stat().st_size for file in {path, compiled} if file.is_file() and not file.is_symlink())
+        files = {Path(str(package.locate_file(name))) for name in package.files or ()}
+        files |= {Path(importlib.util.cache_from_source(str(path))) for path in files if path.suffix == ".py"}
+        size = sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
         found.append({"name": package.metadata["Name"], "version": package.version, "bytes": size})
     return sorted(found, key=lambda package: package["bytes"], reverse=True)
 

@@ -19,7 +19,7 @@ import docker
 import pytest
 
 from image.registry import PASSWORD, REGION, USER, EcrServer, Registry, ecr_server, registry
-from support import ROOT, free_port
+from support import ROOT, free_port, wait_until
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TAG = "cpu-0123456789ab"
@@ -310,10 +310,10 @@ def test_the_command_pushes_any_image_by_the_commit_of_its_checkout(
     pushed = json.loads(run.stdout)
     assert pushed["tag"] == f"cpu-{commit[:12]}" and pushed["revision"] == commit
     assert pushed["image"].endswith(f"@{ecr.registry.digest(push.image, pushed['tag'])}")
+    wait_until(lambda: ecr.client.list_images(repositoryName=push.image)["imageIds"], what="ECR's notice of the push")
     again = moorage()
-    assert (
-        again.returncode == 0 and "holds this image already" in again.stderr and again.stdout.strip() == pushed["image"]
-    )
+    assert again.returncode == 0 and "holds this image already" in again.stderr, again.stderr
+    assert again.stdout.strip() == pushed["image"]
     (source / "train.py").write_text("changed")
     dirty = moorage()
     assert dirty.returncode == 78 and "uncommitted changes" in dirty.stderr

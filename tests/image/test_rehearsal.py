@@ -82,7 +82,7 @@ def test_interrupted_at_random_steps_with_uploads_cut_two_hosts_of_two_ranks_are
     assert (verdict["answer"], verdict["alike"]) == ("same", "bit-exact")
     assert verdict["interruptions"] == [2, 2]
     assert len(verdict["resumes"]) == 2
-    assert verdict["weights"]["files"] == ["model.safetensors"]
+    assert verdict["weights"]["files"] == ["example.npy", "model.safetensors"]
 
 
 def test_hosts_find_each_other_keep_their_limits_and_give_files_back(shell: Shell) -> None:
