@@ -20,7 +20,7 @@ DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "image.md")
 BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
 LOCAL = "debian:bookworm-local"
 MADE = {
-    "containers": ("moorage-one", "moorage-algo-1"),
+    "containers": ("moorage-one", "moorage-algo-1", "moorage-serve"),
     "networks": ("moorage-net",),
     "images": ("moorage-extended:latest",),
 }
@@ -110,6 +110,12 @@ def test_two_hosts(shell: Shell) -> None:
     shell.run(the("two_hosts"))
     assert (shell.folder / "ml" / "algo-1" / "model" / "model.safetensors").exists()
     assert not list((shell.folder / "ml" / "algo-2" / "model").iterdir())
+
+
+def test_serve(shell: Shell) -> None:
+    printed = shell.run(the("serve"))
+    (scores,) = json.loads(next(line for line in printed.splitlines() if line.startswith("[[")))
+    assert len(scores) == 10
 
 
 def test_extend(shell: Shell) -> None:
