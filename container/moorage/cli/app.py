@@ -10,7 +10,21 @@ from typing import Annotated
 import typer
 
 from moorage import __version__
-from moorage.cli import checkpoints, compare, doctor, program, project, push, report, run, serve, submit, tune, verify
+from moorage.cli import (
+    checkpoints,
+    compare,
+    doctor,
+    program,
+    project,
+    push,
+    report,
+    run,
+    serve,
+    submit,
+    tune,
+    verify,
+    watch,
+)
 from moorage.cli.help import exit_codes
 from moorage.cli.terminal import show_error
 from moorage.errors import MoorageError
@@ -36,7 +50,8 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_moorage)
-    for family in (run, verify, report, compare, tune, serve, checkpoints, program, project, doctor, push, submit):
+    here = (run, verify, report, compare, tune, serve, checkpoints, program, project, doctor)
+    for family in (*here, push, submit, watch):
         family.add(app)
     return app
 

@@ -16,12 +16,14 @@ def command(
     examples: Sequence[str],
     *,
     codes: Mapping[str, str] | None = None,
+    name: str | None = None,
 ) -> None:
-    """Add `function` under its own name. panel: what it stands under in the list. codes: of its own, by number."""
+    """Add `function` under its own name, or `name`. panel: what it is listed under. codes: of its own, by number."""
     parts = [heading("Examples") + "\n" + "\n".join(f"$ {example}" for example in examples)]
     if codes:
         parts.insert(0, exit_codes(codes))
     app.command(
+        name,
         help=reflowed(inspect.getdoc(function) or ""),
         epilog="\n\n".join(parts),
         rich_help_panel=panel,

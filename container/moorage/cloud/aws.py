@@ -42,6 +42,10 @@ _SIGN_IN_AGAIN = "sign in again (`aws sso login`), or set AWS_SESSION_TOKEN and 
 _NO_REGION = "set AWS_REGION, or a region in the profile that AWS_PROFILE names"
 
 
+class Passing(CloudError):
+    """AWS is not reached, or takes no more requests: the same may work a minute later."""
+
+
 def client(
     service: str, env: Mapping[str, str], region: str | None = None, *, read_seconds: float = READ_SECONDS
 ) -> Any:
@@ -112,7 +116,7 @@ def aws_errors(what: str, *, allow: str = "") -> Iterator[None]:
     except (boto.ConnectionError, boto.HTTPClientError) as error:
         why = f"AWS is not reached: {error}"
         fix = "check AWS_REGION, the network, and AWS_ENDPOINT_URL if it is set"
-        raise CloudError(what, why=why, fix=fix) from None
+        raise Passing(what, why=why, fix=fix) from None
     except boto.ParamValidationError as error:
         raise CloudError(what, why=f"the request is not valid: {error}", fix="correct what it names") from None
     except boto.BotoCoreError as error:
@@ -135,7 +139,7 @@ def refused(what: str, error: boto.ClientError, *, allow: str = "") -> CloudErro
         return CloudError(what, why=f"the AWS credentials have expired ({code})", fix=_SIGN_IN_AGAIN)
     if code in _THROTTLED:
         fix = "wait a minute and repeat the command; AWS_MAX_ATTEMPTS has it try more often"
-        return CloudError(what, why=f"AWS takes no more requests for now ({code}: {message})", fix=fix)
+        return Passing(what, why=f"AWS takes no more requests for now ({code}: {message})", fix=fix)
     if code in _OTHER_REGION:
         why = f"it is in another region, or the region is not enabled ({code}: {message})"
         return CloudError(what, why=why, fix="name the region it is in by AWS_REGION")
