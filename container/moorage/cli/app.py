@@ -13,6 +13,7 @@ from moorage import __version__
 from moorage.cli import (
     checkpoints,
     compare,
+    deploy,
     doctor,
     program,
     project,
@@ -51,7 +52,7 @@ def build() -> typer.Typer:
     )
     app.callback()(_moorage)
     here = (run, verify, report, compare, tune, serve, checkpoints, program, project, doctor)
-    for family in (*here, push, submit, watch):
+    for family in (*here, push, submit, watch, deploy):
         family.add(app)
     return app
 

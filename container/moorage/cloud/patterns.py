@@ -37,6 +37,8 @@ def _translated(pattern: str, text: str) -> str:
 def _is(char: str, category: str) -> bool:
     if category == "Alnum":
         return char.isascii() and char.isalnum()
+    if category == "Print":
+        return " " <= char <= "~"  # of ASCII, as in POSIX
     return unicodedata.category(char).startswith(category)
 
 
