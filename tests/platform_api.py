@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -32,11 +33,19 @@ class Platform:
     answers: dict[str, Callable[[Mapping[str, Any]], Answer | None]] = field(default_factory=dict)
     asked: Counter[str] = field(default_factory=Counter)
     bodies: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+    denied: set[str] = field(default_factory=set)
+    """Operations of services that speak XML, as IAM, which whoever asks has no permission for."""
 
     def script(self, operation: str, *answers: Answer) -> None:
         """Each once, and the last one from then on."""
         left = list(answers)
         self.answers[operation] = lambda _: left.pop(0) if len(left) > 1 else left[0]
+
+
+_DENIED = (
+    "<ErrorResponse><Error><Code>AccessDenied</Code><Message>not authorized</Message></Error>"
+    "<RequestId>1</RequestId></ErrorResponse>"
+)
 
 
 def refusal(code: str, message: str, status: int = 400) -> Answer:
@@ -74,6 +83,9 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         operation = self.headers.get("X-Amz-Target", "")
         told = self.server.told
+        if (refused := re.match(rb"Action=(\w+)", data)) and refused[1].decode() in told.denied:
+            self._send(403, _DENIED.encode(), "text/xml")
+            return
         if operation:
             told.asked[operation] += 1
             body = json.loads(data or b"{}")

@@ -264,6 +264,19 @@ def test_printed_programs_create_the_same_job(
     for key in ("HyperParameters", "ResourceConfig", "StoppingCondition", "InputDataConfig"):
         assert key in found and found[key] == meant[key], key
     capsys.readouterr()
+    assert main(["submit", "--print", "pipeline"]) == 0
+    printed = capsys.readouterr().out
+    for _ in range(2):  # the second time it is there already
+        exec(compile(printed, "printed", "exec"), {})  # noqa: S102 - what the command has just printed
+    made = aws["sagemaker"].describe_pipeline(PipelineName="train")
+    (step,) = json.loads(made["PipelineDefinition"])["Steps"]
+    assert step["Type"] == "Training" and step["Arguments"].keys() == meant.keys() - {"TrainingJobName"}
+    assert step["Arguments"]["ResourceConfig"] == meant["ResourceConfig"] and made["RoleArn"] == meant["RoleArn"]
+    capsys.readouterr()
+    assert main(["submit", "--upload"]) == 0
+    uri = capsys.readouterr().out.strip()
+    assert uri == meant["HyperParameters"]["sagemaker_submit_directory"]
+    assert aws["s3"].head_object(Bucket="bucket", Key=uri.removeprefix("s3://bucket/"))["ContentLength"] > 0
     assert main(["submit", "--print", "cli"]) == 0
     words = shlex.split(capsys.readouterr().out)
     assert words[:3] == ["aws", "sagemaker", "create-training-job"]

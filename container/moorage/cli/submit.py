@@ -25,6 +25,9 @@ RUN, MONEY, PLACE = "What runs", "What it costs", "Where it lies"
 class Printed(StrEnum):
     BOTO3 = "boto3"
     CLI = "cli"
+    PIPELINE = "pipeline"
+    SDK_V2 = "sdk-v2"
+    SDK_V3 = "sdk-v3"
 
 
 def _flag(name: str, key: str, panel: str, help: str, **more: Any) -> Flag:
@@ -60,7 +63,7 @@ def add(app: typer.Typer) -> None:
         [
             "moorage submit train.py --image-uri $IMAGE --role training --instance-type ml.g5.2xlarge --max-wait 12h",
             "moorage submit --dry-run",
-            "moorage submit --print boto3",
+            "moorage submit --print sdk-v3 > launch.py && moorage submit --upload",
         ],
         codes={"78": "the request is wrong, and each finding says where, why and what to do"},
     )
@@ -76,6 +79,9 @@ def submit(
     printed: Annotated[
         Printed | None, typer.Option("--print", help="Print a program that creates the same job, instead of doing it.")
     ] = None,
+    upload: Annotated[
+        bool, typer.Option("--upload", help="Upload the code, for a program that --print printed, and create nothing.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -85,7 +91,7 @@ def submit(
     says. Errors stop it, warnings do not. The code is packed as git sees it, and uploaded once under its hash.
     """
     from moorage.cloud.printing import PRINTERS
-    from moorage.cloud.submit import plan, send
+    from moorage.cloud.submit import plan, send, upload_code
 
     told = narrator(quiet=quiet)
     dry = dry_run or printed is not None
@@ -99,6 +105,9 @@ def submit(
             result(PRINTERS[printed](planned.request, planned.region).rstrip("\n"))
         elif dry:
             result(planned.request, as_json=True)
+        elif upload:
+            uri = upload_code(planned, os.environ)
+            result({"code": uri} if as_json else uri or "there is no code to upload: the image has it", as_json=as_json)
         else:
             arn = send(planned, os.environ)
             made = {"name": planned.submission.name, "arn": arn, "region": planned.region}

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import pprint
 import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from moorage.cloud.printing_sdk import pipeline, sdk_v2, sdk_v3, source
+
 
 def boto3(request: Mapping[str, Any], region: str) -> str:
-    shown = pprint.pformat(dict(request), width=100, sort_dicts=False)
     where = f", region_name={region!r}" if region else ""
     return (
         f'import boto3\n\nsagemaker = boto3.client("sagemaker"{where})\n'
-        f'job = sagemaker.create_training_job(**{shown})\nprint(job["TrainingJobArn"])\n'
+        f'job = sagemaker.create_training_job(**{source(request)})\nprint(job["TrainingJobArn"])\n'
     )
 
 
@@ -23,4 +23,6 @@ def cli(request: Mapping[str, Any], region: str) -> str:
     return f"aws sagemaker create-training-job{where} --cli-input-json {shlex.quote(json.dumps(request, indent=2))}\n"
 
 
-PRINTERS: Mapping[str, Callable[[Mapping[str, Any], str], str]] = {"boto3": boto3, "cli": cli}
+PRINTERS: Mapping[str, Callable[[Mapping[str, Any], str], str]] = {
+    "boto3": boto3, "cli": cli, "pipeline": pipeline, "sdk-v2": sdk_v2, "sdk-v3": sdk_v3,
+}  # fmt: skip

@@ -170,12 +170,19 @@ def _checkpoints(said: JobFile, name: str, place: str) -> str | None:
 
 def send(planned: Plan, env: Mapping[str, str]) -> str:
     """Upload the code, unless it is there, and create the job; its ARN. Raises CloudError."""
-    job, packed = planned.submission, planned.packed
-    if packed is not None and job.code is not None:
-        _upload(packed, job.code, job.kms_key, env, planned.region)
+    upload_code(planned, env)
+    job = planned.submission
     sagemaker = client("sagemaker", env, planned.region or None)
     with aws_errors(f"cannot create the training job {job.name}", allow="sagemaker:CreateTrainingJob"):
         return str(sagemaker.create_training_job(**planned.request)["TrainingJobArn"])
+
+
+def upload_code(planned: Plan, env: Mapping[str, str]) -> str | None:
+    """Upload the code, unless it is there; where it is, None where the image has it. Raises CloudError."""
+    job, packed = planned.submission, planned.packed
+    if packed is not None and job.code is not None:
+        _upload(packed, job.code, job.kms_key, env, planned.region)
+    return job.code
 
 
 def _upload(packed: Packed, uri: str, kms_key: str | None, env: Mapping[str, str], region: str) -> None:

@@ -34,7 +34,7 @@ REGION = "eu-central-1"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing"}
 
 # Telemetry would wait for hosts that are not there; the bucket's usual name needs an account.
-_CONFIG = {
+SDK_CONFIG = {
     "SchemaVersion": "1.0",
     "SageMaker": {
         "PythonSDK": {"Modules": {"TelemetryOptOut": True, "Session": {"DefaultS3Bucket": "sagemaker-local"}}}
@@ -76,7 +76,7 @@ class LocalMode:
         local = cls(folder, containers)
         for name in ("job", "tmp"):
             (folder / name).mkdir()
-        (folder / "config.yaml").write_text(json.dumps(_CONFIG))
+        (folder / "config.yaml").write_text(json.dumps(SDK_CONFIG))
         digits(JobFolder(folder / "laid-out")).base.joinpath("input/data/train").rename(folder / "data")
         shutil.copytree(ROOT / "tests/image/clients/program", folder / "program")
         shutil.copy(ROOT / "examples/digits/train.py", folder / "program/digits.py")
