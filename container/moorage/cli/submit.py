@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +16,9 @@ from moorage.cli.terminal import Json, Quiet, logged, narrate, narrator, result
 from moorage.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from moorage.cloud.finding import Finding
-    from moorage.cloud.submit import Plan
 
 PANEL = "On SageMaker"
 RUN, MONEY, PLACE = "What runs", "What it costs", "Where it lies"
@@ -98,9 +100,7 @@ def submit(
     with logged(lambda text, style: narrate(told, text, style)), plan(
         job.describe(), datetime.now(), os.environ, dry=dry
     ) as planned:  # fmt: skip
-        for finding in planned.findings:
-            narrate(told, _said(finding), "bold red" if finding.severity == "error" else "bold yellow")
-        _stop_at_errors(planned)
+        judged(planned.findings, told)
         if printed is not None:
             result(PRINTERS[printed](planned.request, planned.region).rstrip("\n"))
         elif dry:
@@ -119,11 +119,14 @@ def _said(finding: Finding) -> str:
     return f"{finding.severity}: {'. '.join(part.rstrip('.') for part in parts if part)}"
 
 
-def _stop_at_errors(planned: Plan) -> None:
+def judged(findings: Sequence[Finding], told: Console) -> None:
+    """Tell them. Raises ConfigError where there are errors."""
     from moorage.cloud.finding import stops
 
-    if stops(planned.findings):
-        codes = ", ".join(dict.fromkeys(one.code for one in planned.findings if one.severity == "error"))
+    for finding in findings:
+        narrate(told, _said(finding), "bold red" if finding.severity == "error" else "bold yellow")
+    if stops(findings):
+        codes = ", ".join(dict.fromkeys(one.code for one in findings if one.severity == "error"))
         raise ConfigError(
             "the job is not created: the request is wrong", why=f"the findings above: {codes}",
             fix="correct them; --allow CODE lets one pass that you know better of",

@@ -1,4 +1,4 @@
-"""`moorage tune`: search hyperparameters by trials on this machine."""
+"""`moorage tune`: search hyperparameters by a tuning job of SageMaker, or by trials on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import typer
 from moorage.cli.flags import Flag, Flags, described
 from moorage.cli.help import command
 from moorage.cli.run import interruptible
-from moorage.cli.terminal import Json, Quiet, result
+from moorage.cli.submit import FLAGS as SUBMIT_FLAGS
+from moorage.cli.submit import judged
+from moorage.cli.terminal import Json, Quiet, logged, narrate, narrator, result
 from moorage.cli.tune_show import TuneShow, settings
 from moorage.errors import ConfigError
 
@@ -75,12 +77,13 @@ def add(app: typer.Typer) -> None:
             "moorage tune train.py --local --objective max:val_accuracy --range lr=1e-4:1e-1:log --trials 20",
             "moorage tune --local --strategy hyperband -p epochs=27 --trials 20 --parallel 2",
             "moorage tune --local --resume digits-260131-120000",
+            "moorage tune --strategy hyperband --trials 50 --parallel 5 --max-wait 2d --dry-run",
         ],
         codes=CODES,
     )
 
 
-@described(os.environ, FLAGS)
+@described(os.environ, (*FLAGS, *SUBMIT_FLAGS))
 def tune(
     job: Flags,
     *,
@@ -89,20 +92,25 @@ def tune(
         Path | None,
         typer.Option("--resume", metavar="STUDY", help="With --local: go on with a study that was stopped or killed."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the request, checked; no credentials are needed.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Search the hyperparameters that make the objective best: many training jobs, some of them stopped early.
 
-    The job file's [tune] says what flags say; flags win. With --local each trial is a rehearsal on this machine, and is
-    stopped as the platform stops it; the folder of the study keeps all of it.
+    The job file's [tune] says what flags say; flags win. Without --local it is a tuning job of SageMaker, checked first
+    as a job is by `moorage submit`. With --local each trial is a rehearsal on this machine, and is stopped as the
+    platform stops it; the folder of the study keeps all of it.
 
-    Ctrl-C stops the trials at work with their state saved; --resume goes on with them, also after a crash.
+    Ctrl-C stops the local trials at work with their state saved; --resume goes on with them, also after a crash.
     """
     if not local and resume is None:
-        raise ConfigError(
-            "where is it to run?", why="tuning jobs of SageMaker are not made yet", fix="give --local: on this machine"
-        )
+        _on_sagemaker(job, dry_run=dry_run, as_json=as_json, quiet=quiet)
+        return
+    if dry_run:
+        raise ConfigError("--dry-run is of tuning jobs on SageMaker", fix="leave --local and --resume out")
     from moorage.cloud.results import results
     from moorage.cloud.tuner import Tuner
     from moorage.rehearsal.stopper import Stopper
@@ -121,6 +129,24 @@ def tune(
         show.tell(f"to go on: moorage tune --local --resume {found.folder}")
         raise typer.Exit(130)
     raise typer.Exit(0 if found.best is not None else 1)
+
+
+def _on_sagemaker(job: Flags, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
+    from moorage.cloud.tune import plan, send
+
+    told = narrator(quiet=quiet)
+    with logged(lambda text, style: narrate(told, text, style)), plan(
+        job.describe(), datetime.now(), os.environ, dry=dry_run
+    ) as planned:  # fmt: skip
+        judged(planned.findings, told)
+        if dry_run:
+            result(planned.request, as_json=True)
+            return
+        arn = send(planned, os.environ)
+        made = {"name": planned.tuning.name, "arn": arn, "region": planned.base.region}
+        trials = f"{planned.tuning.total} trials, {planned.tuning.parallel} at once"
+        narrate(told, f"{trials}; `moorage list {planned.tuning.name}` shows them")
+        result(made if as_json else arn, as_json=as_json)
 
 
 def _study(job: Flags, resume: Path | None) -> AbstractContextManager[Study]:

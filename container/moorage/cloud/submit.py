@@ -64,11 +64,11 @@ def plan(described: Described, now: datetime, env: Mapping[str, str], *, dry: bo
         made = _submission(described, now, packed, place=f"{SCHEME}{_bucket(said, region, whose)}", whose=whose)
         found = [*rules.findings(made), *check("CreateTrainingJob", training_job(made))]
         yield Plan(
-            submission=made, packed=packed, region=region, findings=allowed(_once(found), said.submit.allow)
+            submission=made, packed=packed, region=region, findings=allowed(once(found), said.submit.allow)
         )  # fmt: skip
 
 
-def _once(findings: list[Finding]) -> list[Finding]:
+def once(findings: list[Finding]) -> list[Finding]:
     """AWS's model says again what a rule has said better."""
     told = {one.place for one in findings if not one.code.startswith("model-")}
     nowhere = any(one.code == "channel-not-in-s3" for one in findings)
