@@ -13,6 +13,7 @@ import typer
 
 from moorage.cli.flags import Flag, Flags, described
 from moorage.cli.help import command
+from moorage.cli.report import written
 from moorage.cli.run import interruptible
 from moorage.cli.submit import FLAGS as SUBMIT_FLAGS
 from moorage.cli.submit import judged
@@ -112,6 +113,7 @@ def tune(
     if dry_run:
         raise ConfigError("--dry-run is of tuning jobs on SageMaker", fix="leave --local and --resume out")
     from moorage.cloud.results import results
+    from moorage.cloud.tune_page import PAGE, commands, write_page
     from moorage.cloud.tuner import Tuner
     from moorage.rehearsal.stopper import Stopper
 
@@ -124,7 +126,12 @@ def tune(
                 show.tell(line)
             ended = Tuner(study, show, env=os.environ, stop=stopper).run()
         found = results(study, ended)
-    result(found.to_json() if as_json else list(_summary(found)), as_json=as_json)
+        written(lambda: write_page(found, study.job.program), found.folder / PAGE)
+        again = list(commands(found, study.job.program))
+    if as_json:
+        result({**found.to_json(), "page": str(found.folder / PAGE), "again": again}, as_json=True)
+    else:
+        result([*_summary(found), *(f"  $ {line}" for line in again), f"page {found.folder / PAGE}"])
     if ended == "stop":
         show.tell(f"to go on: moorage tune --local --resume {found.folder}")
         raise typer.Exit(130)
