@@ -186,9 +186,7 @@ def test_status_has_the_newest_committed_checkpoint(
     assert found["interruptions"] == 1 and found["metrics"] == {"val_accuracy": 0.97}
 
 
-def test_who_may_not_look_at_the_checkpoints_sees_the_rest(
-    told: Platform, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_who_may_not_look_at_the_checkpoints_sees_the_rest(told: Platform, capsys: pytest.CaptureFixture[str]) -> None:
     told.script("SageMaker.DescribeTrainingJob", job())
     assert main(["status", NAME]) == 0
     out, err = capsys.readouterr()
@@ -267,9 +265,7 @@ def test_no_such_job_no_permission(told: Platform, capsys: pytest.CaptureFixture
 # logs
 
 
-def test_lines_of_all_hosts_by_their_times(
-    told: Platform, cloudwatch: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lines_of_all_hosts_by_their_times(told: Platform, cloudwatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
     told.script("SageMaker.DescribeTrainingJob", job())
     assert main(["logs", NAME]) == 0
     assert "nothing is there yet: the job is at Training" in capsys.readouterr().err

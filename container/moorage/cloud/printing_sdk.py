@@ -179,13 +179,13 @@ def pipeline(request: Request, region: str) -> str:
     step = {"Name": "Train", "Type": "Training", "Arguments": arguments}
     definition = {"Version": "2020-12-01", "Parameters": [], "Steps": [step]}
     return (
-        f'import json\n\nimport boto3\n\nDEFINITION = {source(definition)}\n\n'
-        f"sagemaker = boto3.client(\"sagemaker\", region_name={region!r})\n"
+        f"import json\n\nimport boto3\n\nDEFINITION = {source(definition)}\n\n"
+        f'sagemaker = boto3.client("sagemaker", region_name={region!r})\n'
         f'given = {{"PipelineName": {name!r}, "RoleArn": {request["RoleArn"]!r}, '
         '"PipelineDefinition": json.dumps(DEFINITION)}\n'
-        "try:\n    print(sagemaker.create_pipeline(**given)[\"PipelineArn\"])\n"
+        'try:\n    print(sagemaker.create_pipeline(**given)["PipelineArn"])\n'
         "except sagemaker.exceptions.ClientError as error:\n"
         '    if "already exist" not in str(error):\n        raise\n'
         '    print(sagemaker.update_pipeline(**given)["PipelineArn"])\n'
-        f'# Each execution is a job: sagemaker.start_pipeline_execution(PipelineName={name!r})\n'
+        f"# Each execution is a job: sagemaker.start_pipeline_execution(PipelineName={name!r})\n"
     )

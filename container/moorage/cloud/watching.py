@@ -149,4 +149,3 @@ def newest_checkpoint(uri: str, s3: Any) -> Checkpoint | None:
             else:
                 return Checkpoint(step=step, saved=found["LastModified"])
     return None
-
