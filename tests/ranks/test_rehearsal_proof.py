@@ -143,7 +143,7 @@ def test_from_an_empty_folder_to_a_proof_on_other_world_sizes(shell: Shell) -> N
 
     verdict = json.loads(shell.moorage("verify", *common, "--times", "1", "--world-sizes", "2,1", "--json").printed)
     assert (verdict["answer"], verdict["alike"]) == ("same", "bit-exact")
-    assert verdict["weights"]["files"] == ["model.safetensors"]
+    assert verdict["weights"]["files"] == ["example.npy", "model.safetensors"]
     (end,) = verdict["ends"]
     assert end["missing"] == [] and end["apart"] < 0.1
     spread = (shell.folder / verdict["folder"] / "world-sizes" / "logs" / "algo-1.log").read_text()

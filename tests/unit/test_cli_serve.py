@@ -40,7 +40,8 @@ def test_a_packed_model_is_served_asked_and_stopped(packed: Path, tmp_path: Path
     server = Server(process=process, port=port)
     url = f"http://127.0.0.1:{port}"
     try:
-        server.wait_until_ready()
+        # It is asked before it listens, and waits.
+        assert main(["predict", "[1.0]", "--url", url, "--wait", "60"]) == 0
         array, answer = tmp_path / "body.npy", tmp_path / "answer.npy"
         np.save(array, np.ones((2, 3), np.float32))
         assert main(["predict", f"@{array}", "--url", url, "--accept", "application/x-npy", "-o", str(answer)]) == 0

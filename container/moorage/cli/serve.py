@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -133,7 +135,10 @@ def predict(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the answer there.")
     ] = None,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait.")] = 60.0,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for the answer.")] = 60.0,
+    wait: Annotated[
+        float, typer.Option("--wait", min=0, help="Seconds to wait for a server that is still loading its model.")
+    ] = 0.0,
 ) -> None:
     """Ask a model, and print its answer."""
     data = _body(body)
@@ -143,6 +148,8 @@ def predict(
     if endpoint is not None:
         status, answer = _ask_endpoint(endpoint, data, kind, accept)
     else:
+        if wait:
+            _wait(url, wait)
         status, answer = _ask(url, data, kind, accept, timeout)
     if output is not None and status < 400:
         output.write_bytes(answer)
@@ -165,7 +172,8 @@ def _body(text: str) -> bytes:
         raise ConfigError(f"the body {text[1:]} cannot be read", why=str(error.strerror), fix="name another") from None
 
 
-def _ask(url: str, data: bytes, kind: str, accept: str, timeout: float) -> tuple[int, bytes]:
+def _connection(url: str, timeout: float) -> tuple[Any, str]:
+    """And the path that `url` names, if any."""
     import http.client
     from urllib.parse import urlsplit
 
@@ -173,8 +181,28 @@ def _ask(url: str, data: bytes, kind: str, accept: str, timeout: float) -> tuple
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"--url {url} is no URL", fix="write http://HOST:PORT")
     connect: Any = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = connect(parts.hostname, parts.port, timeout=timeout)
-    path = parts.path if parts.path not in ("", "/") else "/invocations"
+    return connect(parts.hostname, parts.port, timeout=timeout), parts.path if parts.path not in ("", "/") else ""
+
+
+def _wait(url: str, seconds: float) -> None:
+    """Until /ping says 200, or the time is over: then the question itself will say why not."""
+    import http.client
+
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        connection, _ = _connection(url, 5.0)
+        with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+            connection.request("GET", "/ping")
+            if connection.getresponse().status == 200:
+                return
+        time.sleep(0.2)
+
+
+def _ask(url: str, data: bytes, kind: str, accept: str, timeout: float) -> tuple[int, bytes]:
+    import http.client
+
+    connection, path = _connection(url, timeout)
+    path = path or "/invocations"
     try:
         connection.request("POST", path, data, {"Content-Type": kind, "Accept": accept})
         response = connection.getresponse()
