@@ -154,7 +154,8 @@ def predict(
     if output is not None and status < 400:
         output.write_bytes(answer)
     else:
-        sys.stdout.buffer.write(answer if answer.endswith(b"\n") or not sys.stdout.isatty() else answer + b"\n")
+        is_text = accept != TYPES[".npy"]
+        sys.stdout.buffer.write(answer + b"\n" if is_text and not answer.endswith(b"\n") else answer)
         sys.stdout.flush()
     if status >= 400:
         print(f"moorage: answered {status}", file=sys.stderr)
