@@ -52,5 +52,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     terminalreporter.section("left out")
     terminalreporter.line("full counts of the kill and stop tests: `make chaos`")
-    if not terminalreporter.config.args or "tests/image" not in terminalreporter.config.args:
-        terminalreporter.line("real containers: `make engine base build`, then `make test`; or `make test-image` alone")

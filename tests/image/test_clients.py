@@ -83,7 +83,8 @@ def baked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("client", "instances"),
-    [(client, 2) for client in CLIENTS] + [(client, 1) for client in (CLIENTS if FULL else (V2_SOURCE, V3_COMMAND))],
+    [(client, 2) for client in (CLIENTS if FULL else (V2_IMAGE, V3_ENTRY))]
+    + [(client, 1) for client in CLIENTS if FULL or client not in (V2_IMAGE, V3_ENTRY)],
     ids=lambda given: getattr(given, "title", given),
 )
 def test_a_client_trains(client: Client, instances: int, local: LocalMode, baked: str) -> None:

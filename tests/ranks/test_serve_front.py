@@ -209,7 +209,8 @@ def at_once(number: int, call: Callable[[int], Reply]) -> list[Reply]:
 
 def test_a_full_queue_and_a_deadline(server: Server) -> None:
     replies = at_once(12, lambda _: ask(server, sleep=0.2))
-    assert {reply.status for reply in replies} == {200, 503}
+    # 504 on a busy machine: what is in the queue waits for what is before it.
+    assert {200, 503} <= {reply.status for reply in replies} <= {200, 503, 504}
     refused = [reply for reply in replies if reply.status == 503]
     assert all(
         reply.headers["retry-after"] == "1" and "the queue is full" in reply.json()["error"] for reply in refused
