@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "container" / "moorage"
 PAGE = ROOT / "docs" / "iam.md"
 
-SERVICES = ("sagemaker", "s3", "logs", "sts", "ecr", "application-autoscaling", "sagemaker-runtime")
+SERVICES = ("sagemaker", "s3", "logs", "sts", "ecr", "application-autoscaling", "sagemaker-runtime", "pricing")
 NOT_CALLS = {"search"}
 """Names of operations that are methods of other things here, as of a regular expression."""
 
@@ -70,6 +70,7 @@ COMMANDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "`moorage predict --endpoint`": (("cli/serve.py",), ()),
     "`moorage push`, `make push`, `make scan`": (("cloud/ecr.py", "cloud/aws.py"), PUSHED),
     "`moorage run --checkpoints s3://...`, `moorage doctor`": (("rehearsal/prefix.py", "rehearsal/doctor.py"), ()),
+    "`moorage plan --fetch-prices`": (("cloud/instances.py",), ()),
     "`moorage inspect s3://...`": ((), ("s3:ListBucket", "s3:GetObject")),
 }  # fmt: skip
 """By command: the modules whose calls it makes, and what else it takes."""

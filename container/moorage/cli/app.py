@@ -15,6 +15,7 @@ from moorage.cli import (
     compare,
     deploy,
     doctor,
+    plan,
     program,
     project,
     push,
@@ -52,7 +53,7 @@ def build() -> typer.Typer:
     )
     app.callback()(_moorage)
     here = (run, verify, report, compare, tune, serve, checkpoints, program, project, doctor)
-    for family in (*here, push, submit, watch, deploy):
+    for family in (*here, plan, push, submit, watch, deploy):
         family.add(app)
     return app
 
