@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 
 import hypothesis
@@ -37,6 +38,14 @@ def _no_job_around() -> Iterator[None]:
         # Two ranks on two cores: torch's own choice of threads would have them fight.
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_session_of_another_test() -> Iterator[None]:
+    """boto3's default one keeps the credentials it has found."""
+    yield
+    if boto3 := sys.modules.get("boto3"):
+        setattr(boto3, "DEFAULT_SESSION", None)  # noqa: B010 - mypy knows no such thing of a module
 
 
 @pytest.fixture

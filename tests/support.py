@@ -40,6 +40,15 @@ def wait_until(predicate: Callable[[], _T], *, timeout: float = 10.0, what: str 
         time.sleep(0.01)
 
 
+def hears_ctrl_c(*argv: str) -> list[str]:
+    """`moorage ARGV`. What a shell starts in the background ignores SIGINT, and so would all that it starts."""
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from moorage.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    return [sys.executable, "-c", program, *argv]
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))

@@ -122,7 +122,7 @@ def test_what_is_lost_refused_or_late_is_told_apart(bare: Address) -> None:
         until(load, 3)
     assert {sample.error for sample in load.samples} == {REFUSED}
 
-    with offering(bare, http_request("/never"), rate=100, timeout=0.2) as load:
+    with offering(bare, http_request("/never"), rate=20, timeout=0.2) as load:
         until(load, 3)
     assert {sample.error for sample in load.samples} == {LATE}
     assert min(sample.seconds for sample in load.samples) >= 0.2

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +18,7 @@ from moorage.cli import main
 from moorage.cloud.endpoint import Wanted, requests, timeouts
 from moorage.errors import ConfigError
 from platform_api import Platform, platform, refusal
+from support import hears_ctrl_c
 
 REGION = "eu-central-1"
 ACCOUNT = "123456789012"
@@ -266,9 +266,7 @@ def test_dry_run_creates_nothing(sagemaker: Any, capsys: pytest.CaptureFixture[s
 def test_ctrl_c_says_how_to_remove_it(told: Platform, sagemaker: Any) -> None:
     statuses(told, "Creating")
     argv = ["deploy", "digits", "--job", JOB, "--instance-type", "ml.p3.2xlarge"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moorage.cli", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(hears_ctrl_c(*argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         while "is Creating" not in process.stderr.readline():
@@ -277,5 +275,6 @@ def test_ctrl_c_says_how_to_remove_it(told: Platform, sagemaker: Any) -> None:
         _, err = process.communicate(timeout=20)
     finally:
         process.kill()
+        process.communicate()
     assert process.returncode == 130 and "moorage undeploy digits" in err and "Traceback" not in err
     assert names(sagemaker)[0] == ["digits"]

@@ -21,7 +21,7 @@ from moorage.cloud.reasons import reason_of
 from moorage.cloud.watching import Pace
 from moorage.errors import CloudError
 from platform_api import Platform, platform, refusal
-from support import ROOT
+from support import ROOT, hears_ctrl_c
 
 REGION = "eu-central-1"
 NAME = "digits-2026-01-31-12-00-00-123"
@@ -315,7 +315,7 @@ def test_followed_to_the_end_of_the_job_and_through_an_interruption(told: Platfo
 
 def test_ctrl_c_leaves_the_job(told: Platform) -> None:
     told.script("SageMaker.DescribeTrainingJob", job())
-    command = [sys.executable, "-m", "moorage.cli", "status", "-w", NAME]
+    command = hears_ctrl_c("status", "-w", NAME)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
@@ -324,6 +324,7 @@ def test_ctrl_c_leaves_the_job(told: Platform) -> None:
         _, err = process.communicate(timeout=20)
     finally:
         process.kill()
+        process.communicate()
     assert process.returncode == 130 and "the job goes on" in err and "Traceback" not in err
     assert told.asked["SageMaker.StopTrainingJob"] == 0
 
