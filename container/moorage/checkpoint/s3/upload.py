@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ _GROWS_AFTER = 2000
 """Parts after which they double: S3 takes 10,000 of them, and a checkpoint says its size only at its end."""
 
 _TOKEN = "moorage-upload"
+
+_LOOKS = 4
+"""For an object whose upload is gone, each after twice the pause."""
 
 
 class Upload:
@@ -173,12 +177,20 @@ class _Parts:
                 break
             except SERVICE as error:
                 # The answer to an attempt before this one may have been lost.
-                if failed and is_gone(error) and self._is_there():
+                if failed and is_gone(error) and self._is_there_soon():
                     break
                 failed = True
                 patience.failed(error)
         self._workers.close()
         self._sweep(self._id)
+
+    def _is_there_soon(self) -> bool:
+        """An attempt whose answer was lost may still be at work: the upload is gone before the object is there."""
+        for look in range(_LOOKS):
+            if self._is_there():
+                return True
+            time.sleep(self._bucket.tuning.pace * 2**look)
+        return False
 
     def _is_there(self) -> bool:
         try:
