@@ -69,6 +69,46 @@ def test_what_is_saved_is_loaded(open_folder: Open, tmp_path: Path) -> None:
     assert set(found.files) | {MANIFEST} == {path.name for path in (folder / step_name(10)).iterdir()}
 
 
+def wanted(*_: object) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(tensor) for name, tensor in tensors(0).items()}
+
+
+def test_it_is_loaded_while_it_is_verified(open_folder: Open, tmp_path: Path) -> None:
+    save(open_folder(tmp_path), 10)
+    one = open_folder(tmp_path)
+    found = one.newest(wanted)
+    assert found is not None
+    ahead = one.ahead(found)
+    assert ahead is not None and all(torch.equal(ahead[name], tensor) for name, tensor in tensors(10).items())
+    assert one.ahead(found) is None, "once: it is the program's own by now"
+
+
+def test_a_damaged_one_that_was_loaded_is_loaded_over(open_folder: Open, tmp_path: Path) -> None:
+    one = open_folder(tmp_path)
+    save(one, 10)
+    save(one, 20)
+    shard = max((tmp_path / step_name(20)).glob("*.distcp"), key=lambda path: path.stat().st_size)
+    twenty, other = (torch.full((1000, 4), value).numpy().tobytes() for value in (20.0, -1.0))
+    assert twenty in shard.read_bytes()
+    shard.write_bytes(shard.read_bytes().replace(twenty, other))
+    again, live = open_folder(tmp_path), wanted()
+    found = again.newest(lambda *_: live)
+    assert found is not None and found.step == 10
+    ahead = again.ahead(found)
+    assert ahead is live and all(torch.equal(live[name], tensor) for name, tensor in tensors(10).items())
+
+
+def test_a_program_that_wants_something_else_is_told_by_the_loading_itself(open_folder: Open, tmp_path: Path) -> None:
+    save(open_folder(tmp_path), 10)
+    one = open_folder(tmp_path)
+
+    def fails(*_: object) -> dict[str, Tensor]:
+        raise CheckpointError("the checkpoint is that of another model or program")
+
+    found = one.newest(fails)
+    assert found is not None and one.ahead(found) is None and loads(one, found)
+
+
 def test_plain_dcp_reads_it(open_folder: Open, tmp_path: Path) -> None:
     save(open_folder(tmp_path), 10)
     into = {name: torch.zeros_like(tensor) for name, tensor in tensors(0).items()}

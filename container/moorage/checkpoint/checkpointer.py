@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata
 
 from moorage.checkpoint import retention
+from moorage.checkpoint.ahead import Ahead
 from moorage.checkpoint.group import USUAL, Group
 from moorage.checkpoint.layout import MANIFEST, step_name
 from moorage.checkpoint.loading import load
@@ -27,6 +29,7 @@ from moorage.checkpoint.store import find_store
 from moorage.errors import CheckpointError, MoorageError, describe
 
 T = TypeVar("T")
+Wanted = Callable[[Manifest, Mapping[str, TensorFacts]], Mapping[str, Tensor]]
 
 __all__ = ["Checkpointer", "Outcome", "SaveInfo"]
 
@@ -78,21 +81,43 @@ class Checkpointer:
         self._parsed: tuple[Manifest, Metadata] | None = None
         self._lock = threading.Lock()
         self._best = -1
+        self._ahead: Ahead | None = None
 
     # Loading
 
-    def newest(self) -> Manifest | None:
+    def newest(self, wanted: Wanted | None = None) -> Manifest | None:
         """The newest checkpoint that is whole among the hosts, then whole and verified on each. Collective.
 
         None when none was ever committed. Leftovers newer than it are removed, damaged ones moved aside, each with a
         line in the log. Raises CheckpointError when there are checkpoints and none can be used.
+        wanted: the tensors to load, by the checkpoint and what it has stored. They are loaded while it is verified, and
+        `ahead` has them; where that did not work out they hold anything, and are to be loaded.
         """
         self._saves.join()
-        resume = Resume(self._store, self._group, self._log)
+        # From a disk the second to read a file finds it in the page cache; from S3 all would come twice at once.
+        on_disk = self._storage.path is not None
+        self._ahead = Ahead(partial(self._load_ahead, wanted)) if wanted is not None and on_disk else None
+        resume = Resume(self._store, self._group, self._log, self._ahead)
         manifest = self._remember(resume.newest(), resume.metadata)
         self._newest = manifest.step if manifest else -1
         self._shelf.went_on_from(manifest.step if manifest else -1)
         return manifest
+
+    def _load_ahead(self, wanted: Wanted, manifest: Manifest) -> Mapping[str, Tensor]:
+        source = self._source(manifest)
+        metadata = read_metadata(source, manifest.sizes)
+        tensors = wanted(manifest, tensor_facts(metadata))
+        load(source, metadata, tensors, threads=self._threads)
+        return tensors
+
+    def ahead(self, manifest: Manifest) -> Mapping[str, Tensor] | None:
+        """What `newest` has loaded of this checkpoint, verified; None where it has to be loaded. Once."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return None
+        found = ahead.tensors(manifest)
+        ahead.close()
+        return found
 
     def at(self, step: int) -> Manifest | None:
         """The checkpoint of one step, whole and verified on every host; None when it is gone or damaged. Collective."""
@@ -138,11 +163,14 @@ class Checkpointer:
 
         def read() -> None:
             metadata = self._metadata_of(manifest, source)
-            neighbours = self._store.hosts.count(self._store.hosts[self._store.rank])
-            load(source or self._source(manifest), metadata, tensors, threads=num_threads(neighbours))
+            load(source or self._source(manifest), metadata, tensors, threads=self._threads)
 
         self._saves.join()
         self._group.each(f"checkpoint {manifest.name} cannot be loaded", read)
+
+    @property
+    def _threads(self) -> int:
+        return num_threads(self._store.hosts.count(self._store.hosts[self._store.rank]))
 
     def _source(self, manifest: Manifest) -> Source:
         return self._storage.checkpoint(manifest.step)

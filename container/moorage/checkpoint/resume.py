@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch.distributed.checkpoint.metadata import Metadata
 
 from moorage.checkpoint.agree import Completion, Held, Transfer, Version, completion, look, versions
+from moorage.checkpoint.ahead import Ahead
 from moorage.checkpoint.durable import digest
 from moorage.checkpoint.group import Group
 from moorage.checkpoint.layout import MANIFEST, step_name
@@ -22,10 +23,13 @@ from moorage.errors import CheckpointError, MoorageError, describe
 
 
 class Resume:
-    """One look for the newest checkpoint. Collective throughout: every rank gets the same answer."""
+    """One look for the newest checkpoint. Collective throughout: every rank gets the same answer.
 
-    def __init__(self, store: Store, group: Group, log: logging.Logger) -> None:
-        self._store, self._group, self._log = store, group, log
+    ahead: is told what is being verified, so that it may be loaded meanwhile.
+    """
+
+    def __init__(self, store: Store, group: Group, log: logging.Logger, ahead: Ahead | None = None) -> None:
+        self._store, self._group, self._log, self._ahead = store, group, log, ahead
         self._place = store.storage
         self._unread = f"{self._place} cannot be read"
         self._held: dict[int, dict[int, Held]] = {}
@@ -84,7 +88,12 @@ class Resume:
         data, manifest, reason = self._manifest_of(version)
         if manifest is None:
             return None, reason
-        plan = completion(manifest.files, self._problems(manifest), self._names())
+        if self._ahead is not None:
+            self._ahead.begin(manifest)
+        problems = self._problems(manifest)
+        if self._ahead is not None and problems[self._store.leader]:
+            self._ahead.drop()
+        plan = completion(manifest.files, problems, self._names())
         if plan.missing:
             return None, _listed(plan.missing)
         reason = self._complete(manifest, data, plan) or self._by_host(

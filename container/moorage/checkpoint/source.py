@@ -72,6 +72,7 @@ class Folder:
             facts = os.fstat(descriptor)
             if not stat.S_ISREG(facts.st_mode):
                 raise OSError(errno.EINVAL, "not a regular file", str(path))
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)  # twice the read-ahead
             yield OnDisk(descriptor, facts.st_size)
         finally:
             os.close(descriptor)

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 from moorage.checkpoint.checkpointer import Checkpointer, Outcome, SaveInfo
 from moorage.checkpoint.jsonable import decode, encode, tensor_names
 from moorage.checkpoint.manifest import JSON, Manifest
+from moorage.checkpoint.metadata import TensorFacts
 from moorage.checkpoint.optimizers import with_hooks
 from moorage.checkpoint.plan import Tensors
 from moorage.checkpoint.rng import capture_rng, restore_rng
@@ -75,7 +77,9 @@ class Saver:
             if isinstance(thing, Optimizer) and (inner := with_hooks(thing)) is not None:
                 inner.register_step_pre_hook(self._before_step)
         if not self._looked:
-            self._manifest, self._looked = self._checkpointer.newest(), True
+            # What may stay as it is must not be touched by a checkpoint that is found damaged, and then not replaced.
+            wanted = None if optional or self._warm_start_folder is not None else partial(self._wanted, things)
+            self._manifest, self._looked = self._checkpointer.newest(wanted), True
             self.kept = self._manifest.step if self._manifest else None
             if self._warm_start_folder is not None:
                 self._open_warm_start(self._warm_start_folder)
@@ -102,9 +106,15 @@ class Saver:
             self._manifest, self._elsewhere = self._warm_start.other.manifest, self._warm_start.other.source
 
     def _load(self, manifest: Manifest, things: Mapping[str, Any]) -> None:
-        tensors = template(things, self._checkpointer.stored(manifest), manifest.objects, among=self._tracked)
-        self._checkpointer.load(manifest, tensors)
+        ahead = self._checkpointer.ahead(manifest)
+        tensors = self._wanted(things, manifest, self._checkpointer.stored(manifest)) if ahead is None else ahead
+        self._checkpointer.load(manifest, {} if ahead is not None else tensors)
         restore(things, tensors, manifest.objects, among=self._tracked)
+
+    def _wanted(
+        self, things: Mapping[str, Any], manifest: Manifest, stored: Mapping[str, TensorFacts]
+    ) -> Mapping[str, torch.Tensor]:
+        return template(things, stored, manifest.objects, among=self._tracked)
 
     def _say_resumed(self, manifest: Manifest, things: Mapping[str, Any], seconds: float) -> None:
         log.info(
