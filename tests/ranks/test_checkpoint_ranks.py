@@ -87,7 +87,7 @@ def save(one: Checkpointer, rank: int, step: int) -> Outcome:
 
 
 def newest_loads(one: Checkpointer, rank: int) -> int | None:
-    """The step of the newest checkpoint, after a look at every value in it, and at those loaded while it was verified."""
+    """The step of the newest checkpoint, after a look at all in it, and at what was loaded while it was verified."""
 
     def zeros() -> dict[str, Tensor]:
         return {name: torch.zeros_like(tensor) for name, tensor in own_tensors(0, rank, dist.get_world_size()).items()}
