@@ -61,7 +61,7 @@ PUSHED = (
 """What the docker engine asks ECR's registry for; no code of ours calls it."""
 
 COMMANDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "`moorage submit`": (("cloud/submit.py", "cloud/aws.py"), ()),
+    "`moorage submit`": (("cloud/submit.py", "cloud/warm.py", "cloud/aws.py"), ()),
     "`moorage tune`": (("cloud/tune.py", "cloud/submit.py", "cloud/aws.py"), ()),
     "`moorage status`, `logs`, `stop`, `list`": (("cloud/watching.py", "cloud/logs.py"), ()),
     "`moorage deploy`, `undeploy`": (

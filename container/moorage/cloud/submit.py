@@ -12,14 +12,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from moorage.cloud import rules
+from moorage.cloud import rules, warm
 from moorage.cloud.aws import account, aws_errors, client, error_code
 from moorage.cloud.finding import Finding, allowed
 from moorage.cloud.model import check
 from moorage.cloud.packing import Packed, pack
 from moorage.cloud.request import CODE_FILE, Group, S3Channel, Submission, training_job
 from moorage.contract.s3 import SCHEME
-from moorage.errors import ConfigError
+from moorage.errors import CloudError, ConfigError
 from moorage.rehearsal import spelling
 from moorage.rehearsal.assemble import job_name, metrics_of, program_of, settings, typed
 from moorage.rehearsal.jobfile import Described
@@ -173,6 +173,11 @@ def send(planned: Plan, env: Mapping[str, str]) -> str:
     upload_code(planned, env)
     job = planned.submission
     sagemaker = client("sagemaker", env, planned.region or None)
+    if job.keep_alive:
+        try:
+            warm.tell(planned.request, sagemaker)
+        except CloudError as error:
+            log.warning("%s", error)  # the job itself does not depend on it
     with aws_errors(f"cannot create the training job {job.name}", allow="sagemaker:CreateTrainingJob"):
         return str(sagemaker.create_training_job(**planned.request)["TrainingJobArn"])
 
