@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import boto3
 import pytest
 
+from aws import called
 from moorage.cli import deploy as command
 from moorage.cli import main
 from moorage.cloud.endpoint import Wanted, requests, timeouts
@@ -31,15 +31,9 @@ MODEL = "s3://bucket/digits-2026/output/model.tar.gz"
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Platform]:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
     monkeypatch.setattr(command, "SECONDS", (0.02, 0.05))
     with platform() as made:
-        for key, value in {
-            "AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL": made.endpoint, "AWS_REGION": REGION,
-            "AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_MAX_ATTEMPTS": "1",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(key, value)
+        called(monkeypatch, made.endpoint, REGION)
         yield made
 
 

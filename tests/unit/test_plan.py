@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from aws import called
 from moorage.cli import main
 from moorage.cloud import instances
 from moorage.cloud.instances import Price, parse_prices
@@ -185,14 +186,8 @@ def test_prices_that_are_given() -> None:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Platform]:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
     with platform() as made:
-        for key, value in {
-            "AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL": made.endpoint, "AWS_ACCESS_KEY_ID": "nobody",
-            "AWS_SECRET_ACCESS_KEY": "nothing",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(key, value)
+        called(monkeypatch, made.endpoint)
         yield made
 
 

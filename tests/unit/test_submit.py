@@ -7,18 +7,16 @@ import os
 import shlex
 import subprocess
 import tarfile
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aws import aws_server
+from aws import bucket_and_sagemaker, nobody
 from conftest import FULL
 from moorage.cli.app import main
 from moorage.cloud import rules
@@ -184,24 +182,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f'[submit]\nimage = "{IMAGE}"\nrole = "training"\nbucket = "bucket"\ncheckpoint_name = "digits"\n'
     )
     monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    nobody(monkeypatch)
     return tmp_path
 
 
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mapping[str, Any]]:
-    with aws_server() as endpoint:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        monkeypatch.setenv("AWS_REGION", "eu-central-1")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
-        given = {"endpoint_url": endpoint, "region_name": "eu-central-1"}
-        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST")).close()
-        s3 = boto3.client("s3", **given)
-        s3.create_bucket(Bucket="bucket", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
-        yield {"s3": s3, "sagemaker": boto3.client("sagemaker", **given)}
+    with bucket_and_sagemaker(monkeypatch, "eu-central-1") as clients:
+        yield clients
 
 
 def test_dry_run_needs_no_credentials(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

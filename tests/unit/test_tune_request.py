@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aws import aws_server
+from aws import bucket_and_sagemaker, nobody
 from moorage.cli import main
 from moorage.cloud.model import check
 from moorage.cloud.request import Submission
@@ -110,24 +108,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f'[submit]\nimage = "{IMAGE}"\nrole = "training"\nbucket = "bucket"\n'
     )  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    nobody(monkeypatch)
     return tmp_path
 
 
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mapping[str, Any]]:
-    with aws_server() as endpoint:
-        for key, value in {
-            "AWS_ENDPOINT_URL": endpoint, "AWS_REGION": REGION, "AWS_ACCESS_KEY_ID": "nobody",
-            "AWS_SECRET_ACCESS_KEY": "nothing",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(key, value)
-        given = {"endpoint_url": endpoint, "region_name": REGION}
-        s3 = boto3.client("s3", **given)
-        s3.create_bucket(Bucket="bucket", CreateBucketConfiguration={"LocationConstraint": REGION})
-        yield {"s3": s3, "sagemaker": boto3.client("sagemaker", **given)}
+    with bucket_and_sagemaker(monkeypatch, REGION) as clients:
+        yield clients
 
 
 def test_a_dry_run_needs_no_credentials(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

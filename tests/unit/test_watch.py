@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 import boto3
 import pytest
 
+from aws import called
 from moorage.cli import main, watch
 from moorage.cloud.described import Described, committed_step
 from moorage.cloud.reasons import reason_of
@@ -57,16 +57,10 @@ def job(secondary: str = "Training", *, status: str = "InProgress", **more: Any)
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Platform]:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
     for wait in ("STATUS_SECONDS", "LOG_SECONDS", "STOP_SECONDS"):
         monkeypatch.setattr(watch, wait, (0.02, 0.05))
     with platform() as made:
-        for key, value in {
-            "AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL": made.endpoint, "AWS_REGION": REGION,
-            "AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_MAX_ATTEMPTS": "1",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(key, value)
+        called(monkeypatch, made.endpoint, REGION)
         yield made
 
 

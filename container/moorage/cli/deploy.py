@@ -12,7 +12,6 @@ from moorage.cli.help import command
 from moorage.cli.submit import PANEL
 from moorage.cli.terminal import Json, Quiet, logged, narrate, narrator, result
 from moorage.cli.watch import Region
-from moorage.errors import ConfigError
 
 SECONDS = (10.0, 30.0)
 """Between two looks at the endpoint: at first, and at most."""
@@ -84,11 +83,12 @@ def deploy(
     from moorage.cloud.deploy import Deployment
     from moorage.cloud.endpoint import Wanted, model_of, refuse, requests
     from moorage.cloud.watching import Pace
+    from moorage.rehearsal.spelling import pairs
 
     told = narrator(quiet=quiet)
     wanted = Wanted(
-        endpoint=endpoint, job=job, instance_type=instance_type, least=least, most=most, target=target,
-        image=image_uri, model=model, role=role, environment=dict(map(_pair, env or ())), startup=startup,
+        endpoint=endpoint, instance_type=instance_type, least=least, most=most, target=target,
+        image=image_uri, model=model, role=role, environment=pairs(env or [], "variable"), startup=startup,
     )  # fmt: skip
     with logged(lambda text, style: narrate(told, text, style)):
         deployment = Deployment(os.environ, region)
@@ -125,10 +125,3 @@ def undeploy(
     with logged(lambda text, style: narrate(told, text, style)):
         removed = Deployment(os.environ, region).remove(endpoint)
     result(removed if as_json else [f"removed {what}" for what in removed], as_json=as_json)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, sign, value = text.partition("=")
-    if not name or not sign:
-        raise ConfigError(f"--env {text!r} sets nothing", fix="write NAME=VALUE")
-    return name, value

@@ -90,6 +90,7 @@ def plan(
     Of a program, it runs here until it has built its model. What `train` will choose is chosen by the same code.
     """
     from moorage.cloud import instances
+    from moorage.cloud.aws import region_of
     from moorage.cloud.plan import Plan, Work, options, saves
     from moorage.cloud.sizes import parse_amount, pick, size_of
 
@@ -98,8 +99,8 @@ def plan(
     name, size = size_of(job.describe(), params=params, model=model, trainable=trainable, dtype=dtype, env=os.environ)
     prices = instances.parse_prices(price or ())
     if fetch_prices:
-        where = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        if not where:
+        where = region_of(os.environ, region)
+        if where is None:
             raise ConfigError("--fetch-prices wants a region", fix="give --region, or set AWS_REGION")
         prices = {**instances.fetch_prices(wanted, where, os.environ), **prices}
     work = Work(samples=None if samples is None else parse_amount(samples, "--samples"), rate=rate)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -192,7 +191,7 @@ def _wait(url: str, seconds: float) -> None:
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         connection, _ = _connection(url, 5.0)
-        with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+        with closing(connection), suppress(OSError, http.client.HTTPException):
             connection.request("GET", "/ping")
             if connection.getresponse().status == 200:
                 return

@@ -20,6 +20,7 @@ from moorage.errors import CloudError, ConfigError
 if TYPE_CHECKING:
     from moorage.cloud.described import Described
     from moorage.cloud.logs import Line, Logs
+    from moorage.cloud.watching import Jobs
 
 ENDS = {"0": "it goes on, or completed", "1": "it failed", "3": "it was stopped before it completed"}
 _CODES = {"Failed": 1, "Stopped": 3}
@@ -117,11 +118,10 @@ def logs(
             narrate(told, f"nothing is there yet: the job is at {described.secondary or described.status}")
 
 
-def _follow(jobs: object, name: str, found: Logs, *, several: bool, as_json: bool) -> None:
+def _follow(jobs: Jobs, name: str, found: Logs, *, several: bool, as_json: bool) -> None:
     from moorage.cloud.aws import Passing
-    from moorage.cloud.watching import Jobs, Pace
+    from moorage.cloud.watching import Pace
 
-    assert isinstance(jobs, Jobs)
     pace, over = Pace(*LOG_SECONDS), False
     while True:
         try:

@@ -78,9 +78,14 @@ def _session(env: Mapping[str, str], region: str | None) -> boto3.Session:
     }
     keys: dict[str, str | None] = {name: env[variable] for name, variable in names.items() if env.get(variable)}
     profile = env.get("AWS_PROFILE") or env.get("AWS_DEFAULT_PROFILE")
-    found = region or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION")
+    found = region_of(env, region)
     # A profile that is given wins over keys; as environment variables they stand the other way round.
-    return boto3.Session(region_name=found or None, **(keys or {"profile_name": profile or None}))
+    return boto3.Session(region_name=found, **(keys or {"profile_name": profile or None}))
+
+
+def region_of(env: Mapping[str, str], region: str | None = None) -> str | None:
+    """`region` where it is given, else the environment's; None leaves it to boto3's own files."""
+    return region or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or None
 
 
 def _endpoint(service: str, env: Mapping[str, str]) -> str | None:
@@ -154,6 +159,13 @@ def refused(what: str, error: boto.ClientError, *, allow: str = "") -> CloudErro
 
 def error_code(error: boto.ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def is_missing(error: boto.ClientError) -> bool:
+    """Whether SageMaker answers that there is no such thing, for which it has no code of its own."""
+    message = str(error.response.get("Error", {}).get("Message", "")).lower()
+    lost = "not found" in message or "could not find" in message
+    return lost and error_code(error) in ("ValidationException", "ResourceNotFound")
 
 
 def _permission(message: str, allow: str) -> str:

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from moorage.cloud.aws import Passing, aws_errors, client, error_code
+from botocore.exceptions import ClientError
+
+from moorage.cloud.aws import Passing, aws_errors, client, is_missing
 from moorage.cloud.endpoint import Requests
 from moorage.cloud.logs import ENDPOINTS, Logs
 from moorage.cloud.watching import Jobs, Pace
-from moorage.contract.s3 import SCHEME
+from moorage.contract.s3 import split
 from moorage.errors import CloudError
 
 _READY = "InService"
@@ -41,7 +43,7 @@ class Deployment:
 
     def size(self, uri: str) -> int:
         """Bytes of the model; 0 where whoever asks may not look: the timeouts are then the shortest."""
-        bucket, _, key = uri.removeprefix(SCHEME).partition("/")
+        bucket, key = split(uri)
         s3 = client("s3", self._env, self._region)
         try:
             with aws_errors(f"cannot look at the model {uri}", allow="s3:ListBucket"):
@@ -159,8 +161,7 @@ class Deployment:
                 found: Mapping[str, Any] = self._sagemaker.describe_endpoint(EndpointName=endpoint)
                 return found
             except self._sagemaker.exceptions.ClientError as error:
-                message = str(error.response["Error"].get("Message", "")).lower()
-                if error_code(error) == "ValidationException" and "could not find" in message:
+                if is_missing(error):
                     return None
                 raise
 
@@ -196,10 +197,14 @@ def _quietly(what: str = "", name: str = "", removed: list[str] | None = None) -
     """What is not there need not be deleted; what cannot be is named, and the rest goes on."""
     try:
         with aws_errors(f"cannot delete the {what} {name}"):
-            yield
+            try:
+                yield
+            except ClientError as error:
+                if is_missing(error):
+                    return
+                raise
     except CloudError as error:
-        if "could not find" not in error.why.lower():
-            log.warning("%s", error)
+        log.warning("%s", error)
     else:
         if removed is not None:
             removed.append(f"{what} {name}")

@@ -25,14 +25,13 @@ LONGEST_NAME = 43
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """An endpoint as it was asked for. image, model, role: where they are not those of `job`.
+    """An endpoint as it was asked for. image, model, role: where they are not the job's.
 
     most: instances, above `least` for autoscaling. target: requests per instance and minute that autoscaling aims at.
     startup: seconds for loading, None is by the model's size.
     """
 
     endpoint: str
-    job: str | None = None
     instance_type: str
     least: int = 1
     most: int | None = None

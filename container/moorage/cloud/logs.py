@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from moorage.cloud.aws import aws_errors, client
@@ -23,12 +23,6 @@ class Line:
     text: str
 
 
-@dataclass
-class _Stream:
-    name: str
-    token: str | None = field(default=None)
-
-
 class Logs:
     """Of the streams of `group` whose names begin with `prefix`.
 
@@ -41,17 +35,14 @@ class Logs:
     ) -> None:  # fmt: skip
         self._logs = client("logs", env, region)
         self._group, self._prefix, self._since, self._tail = group, prefix, since, tail
-        self._streams: dict[str, _Stream] = {}
+        self._tokens: dict[str, str | None] = {}
+        """By stream: where to go on; None where nothing of it was read yet."""
 
     def new(self) -> Iterator[Line]:
         """What has come since the last call, in new streams too: a job that Spot interrupted goes on in others."""
         with aws_errors(f"cannot read the log {self._group}", allow="logs:DescribeLogStreams, logs:GetLogEvents"):
             self._look()
-            yield from heapq.merge(*map(self._lines, self._streams.values()), key=lambda line: line.moment)
-
-    @property
-    def hosts(self) -> int:
-        return len({host_of(name) for name in self._streams})
+            yield from heapq.merge(*map(self._lines, self._tokens), key=lambda line: line.moment)
 
     def _look(self) -> None:
         pages = self._logs.get_paginator("describe_log_streams").paginate(
@@ -62,24 +53,25 @@ class Logs:
         except self._logs.exceptions.ResourceNotFoundException:
             names = []  # until the first job, or endpoint of this name, has said something
         for name in names:
-            self._streams.setdefault(name, _Stream(name))
+            self._tokens.setdefault(name, None)
 
-    def _lines(self, stream: _Stream) -> Iterator[Line]:
-        host, names = host_of(stream.name), {"logGroupName": self._group, "logStreamName": stream.name}
+    def _lines(self, stream: str) -> Iterator[Line]:
+        host, names = host_of(stream), {"logGroupName": self._group, "logStreamName": stream}
         while True:
-            answer = self._logs.get_log_events(**names, **self._from(stream))
+            before = self._tokens[stream]
+            answer = self._logs.get_log_events(**names, **self._from(before))
             for event in answer["events"]:
                 for text in str(event["message"]).rstrip("\n").split("\n"):
                     yield Line(moment=event["timestamp"] / 1000, host=host, text=text)
-            before, stream.token = stream.token, answer["nextForwardToken"]
+            after = self._tokens[stream] = answer["nextForwardToken"]
             # CloudWatch ends by giving the token it was asked with, and may answer nothing before.
-            if stream.token == before or (before is None and self._tail is not None):
+            if after == before or (before is None and self._tail is not None):
                 return
 
-    def _from(self, stream: _Stream) -> dict[str, Any]:
+    def _from(self, token: str | None) -> dict[str, Any]:
         since = {} if self._since is None else {"startTime": int(1000 * self._since)}
-        if stream.token is not None:
-            return {"nextToken": stream.token, "startFromHead": True, **since}
+        if token is not None:
+            return {"nextToken": token, "startFromHead": True, **since}
         if self._tail is None:
             return {"startFromHead": True, **since}
         return {"startFromHead": False, "limit": self._tail, **since}

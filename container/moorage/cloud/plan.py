@@ -77,7 +77,6 @@ def options(
     work: Work,
     prices: Mapping[str, Price],
     between: float,
-    strategy: str = "auto",
 ) -> list[Option]:
     """Those that fit first; the cheapest first where prices tell, else those with the fewest devices and hosts.
 
@@ -86,7 +85,7 @@ def options(
     found = [
         _option(
             size, one, precision=precision, optimizer_states=optimizer_states, work=work, price=prices.get(one.name),
-            between=between, strategy=strategy,
+            between=between,
         )
         for one in instances
     ]  # fmt: skip
@@ -98,16 +97,14 @@ def options(
 
 def _option(
     size: ModelSize, instance: Instance, *, precision: str, optimizer_states: int, work: Work, price: Price | None,
-    between: float, strategy: str,
+    between: float,
 ) -> Option:  # fmt: skip
     for hosts in HOSTS:
-        if strategy == "single" and hosts * instance.gpus > 1:
-            continue
         choice = choose(
             "auto", size, precision=precision, device_memory=instance.gpu_memory, world_size=hosts * instance.gpus,
             ranks_per_host=instance.gpus, optimizer_states=optimizer_states,
         )  # fmt: skip
-        if choice.fits and strategy in ("auto", choice.strategy):
+        if choice.fits:
             hours = _hours(work, hosts * instance.gpus)
             lost = saves(size, optimizer_states, between, hosts).loss
             return Option(
@@ -155,6 +152,11 @@ class Plan:
     read: str
 
     @property
+    def best(self) -> Option | None:
+        """The first of those that fit."""
+        return next((one for one in self.options if one.hosts), None)
+
+    @property
     def lines(self) -> Iterator[str]:
         size = self.size
         trained = (
@@ -167,7 +169,7 @@ class Plan:
         if self.work.samples is not None and self.work.rate is not None:
             done = f"{amount(self.work.samples)} samples at {number_text(self.work.rate)} per second and device"
             yield f"  time: {done}, whichever it is; what hosts lose to each other is not in it"
-        best = next((one for one in self.options if one.hosts), None)
+        best = self.best
         if best is not None:
             yield ""
             yield f"{best.hosts} x {best.instance.name}, {best.choice.why}"
@@ -220,7 +222,7 @@ class Plan:
                 "bytes": self.saves.size, "seconds": self.saves.seconds, "interval": self.saves.interval,
                 "loss": self.saves.loss,
             },
-            "advice": list(advice(self, next((one for one in self.options if one.hosts), None))),
+            "advice": list(advice(self, self.best)),
             "instances_read": self.read,
         }  # fmt: skip
 

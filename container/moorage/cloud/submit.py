@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from moorage.cloud import rules, warm
-from moorage.cloud.aws import account, aws_errors, client, error_code
+from moorage.cloud.aws import account, aws_errors, client, error_code, region_of
 from moorage.cloud.finding import Finding, allowed
 from moorage.cloud.model import check
 from moorage.cloud.packing import Packed, pack
 from moorage.cloud.request import CODE_FILE, Group, S3Channel, Submission, training_job
-from moorage.contract.s3 import SCHEME
+from moorage.contract.s3 import SCHEME, split
 from moorage.errors import CloudError, ConfigError
 from moorage.rehearsal import spelling
 from moorage.rehearsal.assemble import job_name, metrics_of, program_of, settings, typed
@@ -34,12 +34,12 @@ log = logging.getLogger("moorage")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """packed: the code, None where the image has it. findings: errors first."""
+    """packed: the code, None where the image has it. findings: errors first, once it is checked."""
 
     submission: Submission
     packed: Packed | None
     region: str
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...] = ()
 
     @property
     def request(self) -> dict[str, Any]:
@@ -48,24 +48,27 @@ class Plan:
 
 @contextmanager
 def plan(described: Described, now: datetime, env: Mapping[str, str], *, dry: bool) -> Iterator[Plan]:
+    """As `prepared`, and checked."""
+    with prepared(described, now, env, dry=dry) as made:
+        found = [*rules.findings(made.submission), *check("CreateTrainingJob", made.request)]
+        yield replace(made, findings=allowed(once(found), described.job.submit.allow))
+
+
+@contextmanager
+def prepared(described: Described, now: datetime, env: Mapping[str, str], *, dry: bool) -> Iterator[Plan]:
     """dry: nothing is asked of AWS; an account that nobody named is then NOBODY. Raises ConfigError and CloudError.
 
     The packed code is there until the context ends.
     """
     said = described.job
-    region = (
-        said.submit.region or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or ("us-east-1" if dry else "")
-    )
+    region = region_of(env, said.submit.region) or ("us-east-1" if dry else "")
     with tempfile.TemporaryDirectory(prefix="moorage-code-") as folder:
         source, _ = program_of(said.source, said.program)
         data = [Path(table.path).expanduser() for table in said.data.values() if table.path]
         packed = pack(source, Path(folder) / CODE_FILE, leave_out=data) if source else None
         whose = _account(said, env, region, dry=dry)
         made = _submission(described, now, packed, place=f"{SCHEME}{_bucket(said, region, whose)}", whose=whose)
-        found = [*rules.findings(made), *check("CreateTrainingJob", training_job(made))]
-        yield Plan(
-            submission=made, packed=packed, region=region, findings=allowed(once(found), said.submit.allow)
-        )  # fmt: skip
+        yield Plan(submission=made, packed=packed, region=region)
 
 
 def once(findings: list[Finding]) -> list[Finding]:
@@ -193,7 +196,7 @@ def upload_code(planned: Plan, env: Mapping[str, str]) -> str | None:
 def _upload(packed: Packed, uri: str, kms_key: str | None, env: Mapping[str, str], region: str) -> None:
     import botocore.exceptions as boto
 
-    bucket, _, key = uri.removeprefix(SCHEME).partition("/")
+    bucket, key = split(uri)
     s3 = client("s3", env, region or None)
     with aws_errors(f"cannot look for the code in s3://{bucket}", allow="s3:GetObject, s3:ListBucket"):
         try:

@@ -43,11 +43,11 @@ class TunePlan:
 
 @contextmanager
 def plan(described: Described, now: datetime, env: Mapping[str, str], *, dry: bool) -> Iterator[TunePlan]:
-    """As `submit.plan`. Checkpoints and output lie under the tuning job's name; each trial has its own below it."""
+    """As `submit.prepared`, and checked. Checkpoints lie under the tuning job's name, each trial's below it."""
     searched = tuning(described, now)
     job = described.job
     named = job.model_copy(update={"submit": job.submit.model_copy(update={"job_name": searched.name})})
-    with submit.plan(replace(described, job=named), now, env, dry=dry) as base:
+    with submit.prepared(replace(described, job=named), now, env, dry=dry) as base:
         ranges = {one.name for one in searched.ranges}
         static = {key: value for key, value in base.submission.hyperparameters.items() if key not in ranges}
         environment = {BEST: str(searched.objective), **base.submission.environment}

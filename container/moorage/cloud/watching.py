@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from moorage.cloud.aws import Passing, aws_errors, client, error_code
+from moorage.cloud.aws import Passing, aws_errors, client, error_code, is_missing
 from moorage.cloud.described import Checkpoint, Described, committed_step
-from moorage.contract.s3 import SCHEME
+from moorage.contract.s3 import split
 from moorage.errors import CloudError
 
 PATIENCE = 600.0
@@ -119,19 +119,17 @@ class Jobs:
 
 
 def _missing(name: str, error: Any, region: str) -> Exception:
-    message = str(error.response.get("Error", {}).get("Message", ""))
-    lost = "not found" in message.lower() or "could not find" in message.lower()
-    if error_code(error) not in ("ValidationException", "ResourceNotFound") or not lost:
+    if not is_missing(error):
         return error  # type: ignore[no-any-return]
     return CloudError(
-        f"there is no training job {name} in {region}", why=message,
+        f"there is no training job {name} in {region}", why=str(error.response["Error"]["Message"]),
         fix="`moorage list` shows those there are; --region, or AWS_REGION, names another region",
     )  # fmt: skip
 
 
 def newest_checkpoint(uri: str, s3: Any) -> Checkpoint | None:
     """The newest committed one under a prefix. Raises CloudError."""
-    bucket, _, prefix = uri.removeprefix(SCHEME).rstrip("/").partition("/")
+    bucket, prefix = split(uri.rstrip("/"))
     prefix = f"{prefix}/" if prefix else ""
     with aws_errors(f"cannot look at the checkpoints in {uri}", allow="s3:ListBucket, s3:GetObject"):
         folders = [

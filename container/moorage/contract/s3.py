@@ -36,12 +36,18 @@ class Address:
         """
         if not text.startswith(SCHEME):
             return None
-        bucket, _, prefix = text.removeprefix(SCHEME).partition("/")
+        bucket, prefix = split(text)
         prefix = prefix.strip("/")
         parts = prefix.split("/") if prefix else []
         if not _BUCKET.fullmatch(bucket) or not _PREFIX.fullmatch(prefix) or {"", ".", ".."} & set(parts):
             return None
         return cls(bucket=bucket, prefix=prefix)
+
+
+def split(uri: str) -> tuple[str, str]:
+    """The bucket and the key of s3://BUCKET/KEY, as they stand there."""
+    bucket, _, key = uri.removeprefix(SCHEME).partition("/")
+    return bucket, key
 
 
 def client_options(env: Mapping[str, str], sagemaker: Mapping[str, str]) -> dict[str, Any]:
