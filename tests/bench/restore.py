@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,11 @@ from bench.loop import TORCHRUN
 from bench.turns import RANKS
 
 CACHES = ("cold", "warm")
+
+SETTLE = 6.0
+"""Seconds before each reading. A virtual machine hands memory that is free for some seconds back to its host, and then
+pays for it again, ten times what a page costs else: whoever came sooner after the last process would be served better.
+"""
 
 
 def measure() -> list[Row]:
@@ -60,6 +66,7 @@ def restored(command: Callable[[], str], checkpoint: Path, cache: str) -> float:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             while cache == "warm" and opened.read(1 << 20):
                 pass
+    time.sleep(SETTLE)
     found = re.findall(r"restored in (\S+)", said := command())
     assert len(found) == RANKS, said
     return max(map(float, found))
