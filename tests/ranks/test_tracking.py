@@ -13,7 +13,7 @@ import pytest
 from mlflow_server import MlflowServer
 from moorage.training.tracking.server import Server, Target
 from moorage.training.tracking.spool import Point, Spool
-from support import HostProcess, run_train
+from support import HostProcess, free_port, run_train
 
 PROGRAM = """
 import time, torch, moorage
@@ -114,6 +114,43 @@ def test_one_run_over_three_interruptions_and_a_server_that_dies(tmp_path: Path,
     assert tags["moorage.code"].startswith("train.py xxh3:")
     assert len([name for name in tags if name.startswith("moorage.resumed.step-")]) in (2, 3)
     assert "model.json" in files and "model.safetensors" in files
+
+
+FAILS = PROGRAM.replace(
+    "run.step(loss=loss)",
+    """run.step(loss=loss)
+        if run.steps_done == 15:
+            raise RuntimeError("token=hidden-from-all is wrong")""",
+)
+
+
+def test_a_job_that_fails_is_failed_there_too_with_its_last_steps(tmp_path: Path, server: MlflowServer) -> None:
+    env = {
+        "MLFLOW_TRACKING_URI": server.url, "TRAINING_JOB_NAME": "fails", "TRAINING_JOB_ARN": ARN,
+        "MOORAGE_MAX_RESTARTS": "0",
+    }  # fmt: skip
+    hidden = {"api_key": "hidden-from-all"}
+    with run_train(tmp_path / "job", program=FAILS, ranks=1, env=env, log_every=1, hyperparameters=hidden) as (host,):
+        assert host.ends(60) == 1, host.report()
+    client = server.client()
+    (run,) = client.search_runs([client.get_experiment_by_name("moorage").experiment_id])
+    assert run.info.status == "FAILED"
+    assert run.info.end_time
+    assert [one.step for one in client.get_metric_history(run.info.run_id, "train_loss")] == list(range(1, 16))
+    assert run.data.params == {"lr": "0.1", "epochs": "5", "api_key": "********"}
+    assert run.data.tags["moorage.code"].startswith("train.py xxh3:")
+    assert "RuntimeError: token=******** is wrong" in run.data.tags["moorage.failure"]
+
+
+def test_a_job_that_fails_while_mlflow_is_away_ends_all_the_same(tmp_path: Path) -> None:
+    env = {
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}", "TRAINING_JOB_NAME": "fails",
+        "TRAINING_JOB_ARN": ARN, "MOORAGE_MAX_RESTARTS": "0",
+    }  # fmt: skip
+    with run_train(tmp_path / "job", program=FAILS, ranks=1, env=env, log_every=1) as (host,):
+        assert host.ends(60) == 1, host.report()
+        assert "has not got everything after 10 s" in host.stderr
+        assert (tmp_path / "job" / "algo-1" / "output" / "failure").exists()
 
 
 def test_a_folder_is_a_database_in_it(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from moorage.launch.ports import free_port
 from moorage.launch.preparation import Preparation, prepare_job
 from moorage.launch.restart import Streak
 from moorage.launch.supervisor import Supervisor, Verdict
+from moorage.launch.tracking import record_failure
 from moorage.launch.uplink import OtherHost
 from moorage.processes.children import adopt_orphans
 from moorage.processes.logs import LineFormatter, LogPump, PumpHandler
@@ -111,7 +112,11 @@ def _run(loop: Loop, config: JobConfig, argv: Sequence[str], env: Mapping[str, s
             supervisor.take_part(cluster)
         verdict = supervisor.run()
         account(config)
-        return _report(verdict, config.paths, job_secrets(env, config.raw["hyperparameters"]))
+        secrets = job_secrets(env, config.raw["hyperparameters"])
+        code = _report(verdict, config.paths, secrets)
+        if verdict.failure is not None:
+            record_failure(config, env, code=code, why=verdict.failure.redacted(secrets).text())
+        return code
     finally:
         preparation.kill()
         shutil.rmtree(run_folder, ignore_errors=True)

@@ -1,7 +1,7 @@
 """A rank that reads a checkpoint's bytes into memory and does nothing with them: restore_plain.py FOLDER.
 
-All of them stay in memory, as whoever restores needs them: memory that is new to a process costs as much as the reading,
-on a virtual machine whose host has to find it first ten times as much.
+All of them stay in memory, as whoever restores needs them: memory that is new to a process costs as much as the
+reading; ten times as much on a virtual machine whose host has to find it first.
 """
 
 from __future__ import annotations

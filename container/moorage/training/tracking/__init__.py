@@ -16,6 +16,9 @@ from moorage.training.tracking.spool import Spool
 SMALL = 2**20
 """Bytes of a file that is recorded, at most."""
 
+FAILED_SECONDS = 10.0
+"""For telling that the job has failed, which keeps its container from ending."""
+
 log = logging.getLogger("moorage")
 
 
@@ -27,15 +30,7 @@ def record(
     A job on the platform is known by its ARN; where it has none, by what lies in its checkpoint folder. params: asked
     for when recording begins, with the first metric.
     """
-    target = Target.of(env)
-    if target is None:
-        return None
-    if missing := [name for name, module in target.needs.items() if importlib.util.find_spec(module) is None]:
-        log.warning(
-            "nothing is recorded in MLflow, though MLFLOW_TRACKING_URI is set: %s is not installed; add it to the "
-            "program's requirements.txt, or to the image",
-            " and ".join(missing),
-        )
+    if (target := _target(env)) is None:
         return None
     spool = Spool(config.checkpoint_folder, config.arn)
     return Recorder(
@@ -46,6 +41,33 @@ def record(
         tags=lambda: lineage.tags(config, env, world_size=world_size),
         files=lambda: artifacts(config.paths.model),
     )
+
+
+def record_failure(config: JobConfig, env: Mapping[str, str], why: str) -> None:
+    """End the run of a job whose ranks are gone, once what they left unsent is sent. Nothing where they began none.
+
+    why: becomes the tag moorage.failure.
+    """
+    if not Spool.is_begun(config.checkpoint_folder, config.arn) or (target := _target(env)) is None:
+        return
+    spool = Spool(config.checkpoint_folder, config.arn)
+    tags = {**spool.tags, **lineage.failed(why)}
+    recorder = Recorder(target, spool, name=config.name, params=lambda: spool.params, tags=lambda: tags)
+    recorder.finish("FAILED", FAILED_SECONDS)
+
+
+def _target(env: Mapping[str, str]) -> Target | None:
+    target = Target.of(env)
+    if target is None:
+        return None
+    if missing := [name for name, module in target.needs.items() if importlib.util.find_spec(module) is None]:
+        log.warning(
+            "nothing is recorded in MLflow, though MLFLOW_TRACKING_URI is set: %s is not installed; add it to the "
+            "program's requirements.txt, or to the image",
+            " and ".join(missing),
+        )
+        return None
+    return target
 
 
 def artifacts(folder: Path) -> list[Path]:

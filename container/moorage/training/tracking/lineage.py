@@ -7,9 +7,9 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
-import torch
 import xxhash
 
 import moorage
@@ -34,7 +34,7 @@ def tags(config: JobConfig, env: Mapping[str, str], *, world_size: int) -> dict[
         "instance_type": config.instance_type,
         "world_size": str(world_size),
         "version": moorage.__version__,
-        "torch": torch.__version__,
+        "torch": version("torch"),
         "code": _code(),
         **{f"data.{channel.name}": _data(channel) for channel in config.channels if channel.input_mode != "Pipe"},
         **_given(env),
@@ -45,6 +45,11 @@ def tags(config: JobConfig, env: Mapping[str, str], *, world_size: int) -> dict[
 def resumed(step: int) -> dict[str, str]:
     """The checkpoint that this attempt goes on from; each attempt adds its own."""
     return {f"moorage.resumed.step-{step:08d}": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+
+
+def failed(why: str) -> dict[str, str]:
+    """How the job ended. why: without secrets."""
+    return {"moorage.failure": why.strip()}
 
 
 def _given(env: Mapping[str, str]) -> dict[str, str]:

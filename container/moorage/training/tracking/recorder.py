@@ -45,6 +45,7 @@ class Recorder:
         self._target, self._spool, self._name = target, spool, name
         self._params, self._tags, self._files = params, tags, files
         self._server: Server | None = None
+        self._described: tuple[Mapping[str, str], Mapping[str, str]] | None = None
         self._away = False
         self._more_tags = dict[str, str]()
         self._ending, self._ended, self._status = threading.Event(), threading.Event(), ""
@@ -66,7 +67,7 @@ class Recorder:
     def finish(self, status: str, seconds: float) -> None:
         """Send the rest, for so many seconds at most; what is left then is sent when the job starts again.
 
-        status: FINISHED or KILLED, as MLflow has them.
+        status: FINISHED, KILLED or FAILED, as MLflow has them.
         """
         self._status = status
         self._begin()
@@ -112,8 +113,11 @@ class Recorder:
 
     def _open(self) -> Server:
         if self._server is None:
+            if self._described is None:
+                self._described = self._params(), {**self._tags(), **self._more_tags}
+                self._spool.describe(*self._described)
             server = Server.open(self._target, identity=self._spool.identity, name=self._name)
-            known = server.describe(self._params(), {**self._tags(), **self._more_tags})
+            known = server.describe(*self._described)
             for name, value in known.items():
                 log.warning("MLflow keeps %s=%s, with which the run began: a parameter cannot change", name, value)
             self._server = server

@@ -47,8 +47,17 @@ class Spool:
         files = sorted(self.folder.glob("*.jsonl"))
         heads = {path: _head(path) for path in files}
         self.identity = identity or next(filter(None, reversed(heads.values())), "") or uuid.uuid4().hex
-        self._points = [point for path in files if heads[path] == self.identity for point in _read(path)]
+        lines = [line for path in files if heads[path] == self.identity for line in _lines(path)]
+        self._points = [point for line in lines for point in _points(line)]
+        self.params, self.tags = _described(lines)
+        """What an earlier attempt has said of the run."""
         self._descriptor = self._open(files)
+
+    @staticmethod
+    def is_begun(folder: Path, identity: str) -> bool:
+        """Whether there is a spool with that identity; with any, where it is empty."""
+        heads = {_head(path) for path in (folder / FOLDER).glob("*.jsonl")} - {""}
+        return identity in heads if identity else bool(heads)
 
     def _open(self, files: Iterable[Path]) -> int | None:
         numbers = [int(path.stem) for path in files if re.fullmatch(r"\d+", path.stem)]
@@ -67,15 +76,22 @@ class Spool:
         now = int(time.time() * 1000)
         with self._lock:
             self._points += [Point(name=name, value=value, step=step, time=now) for name, value in values.items()]
-            if self._descriptor is None:
-                return
-            line = json.dumps({"step": step, "time": now, "metrics": dict(values)}) + "\n"
-            try:
-                os.write(self._descriptor, line.encode())
-            except OSError as error:
-                log.warning("what is tracked is not kept on a disk any more: %s", error.strerror)
-                os.close(self._descriptor)
-                self._descriptor = None
+            self._write({"step": step, "time": now, "metrics": dict(values)})
+
+    def describe(self, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Keep what the run is said to be; without secrets."""
+        with self._lock:
+            self._write({"params": dict(params), "tags": dict(tags)})
+
+    def _write(self, line: Mapping[str, object]) -> None:
+        if self._descriptor is None:
+            return
+        try:
+            os.write(self._descriptor, (json.dumps(line) + "\n").encode())
+        except OSError as error:
+            log.warning("what is tracked is not kept on a disk any more: %s", error.strerror)
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def take(self) -> list[Point]:
         """The points not taken yet."""
@@ -116,14 +132,22 @@ def _head(path: Path) -> str:
     return str(next(iter(_lines(path)), {}).get("identity") or "")
 
 
-def _read(path: Path) -> list[Point]:
-    points = []
-    for line in _lines(path):
-        step, moment, metrics = line.get("step"), line.get("time"), line.get("metrics")
-        if isinstance(step, int) and isinstance(moment, int) and isinstance(metrics, dict):
-            points += [
-                Point(name=str(name), value=float(value), step=step, time=moment)
-                for name, value in metrics.items()
-                if isinstance(value, int | float)
-            ]
-    return points
+def _points(line: Mapping[str, object]) -> list[Point]:
+    step, moment, metrics = line.get("step"), line.get("time"), line.get("metrics")
+    if not (isinstance(step, int) and isinstance(moment, int) and isinstance(metrics, dict)):
+        return []
+    return [
+        Point(name=str(name), value=float(value), step=step, time=moment)
+        for name, value in metrics.items()
+        if isinstance(value, int | float)
+    ]
+
+
+def _described(lines: Iterable[Mapping[str, object]]) -> tuple[dict[str, str], dict[str, str]]:
+    params, tags = dict[str, str](), dict[str, str]()
+    for line in lines:
+        for kept, key in ((params, "params"), (tags, "tags")):
+            found = line.get(key)
+            if isinstance(found, dict):
+                kept |= {str(name): str(value) for name, value in found.items()}
+    return params, tags
