@@ -64,6 +64,9 @@ COMMANDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "`moorage submit`": (("cloud/submit.py", "cloud/warm.py", "cloud/aws.py"), ()),
     "`moorage tune`": (("cloud/tune.py", "cloud/submit.py", "cloud/aws.py"), ()),
     "`moorage status`, `logs`, `stop`, `list`": (("cloud/watching.py", "cloud/logs.py"), ()),
+    "`moorage report`, `compare` of jobs by their names": (
+        ("cloud/fetched.py", "cloud/instances.py"), ("sagemaker:DescribeTrainingJob",)
+    ),
     "`moorage deploy`, `undeploy`": (
         ("cloud/deploy.py", "cloud/logs.py"), ("sagemaker:DescribeTrainingJob",)
     ),

@@ -10,6 +10,7 @@ import http.client
 import json
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aws import aws_server
+
+REGION = "eu-central-1"
+NAME = "digits-2026-01-31-12-00-00-123"
+T0 = 1790000000.0
+"""When the job was created."""
 
 Answer = Mapping[str, Any] | tuple[int, Mapping[str, Any]]
 """The body; or an HTTP status, and the body, whose __type is the error's code."""
@@ -46,6 +52,44 @@ _DENIED = (
     "<ErrorResponse><Error><Code>AccessDenied</Code><Message>not authorized</Message></Error>"
     "<RequestId>1</RequestId></ErrorResponse>"
 )
+
+
+def job(secondary: str = "Training", *, status: str = "InProgress", **more: Any) -> dict[str, Any]:
+    """What DescribeTrainingJob answers of a job on Spot that was interrupted once, times as its JSON has them."""
+    phases = [("Starting", 0, 80), ("Training", 80, 200), ("Interrupted", 200, 260), ("Training", 260, None)]
+    transitions = [
+        {"Status": name, "StartTime": T0 + begun, "StatusMessage": f"it is {name}",
+         **({"EndTime": T0 + ended} if ended else {})}
+        for name, begun, ended in phases
+    ]  # fmt: skip
+    return {
+        "TrainingJobName": NAME,
+        "TrainingJobArn": f"arn:aws:sagemaker:{REGION}:123456789012:training-job/{NAME}",
+        "ModelArtifacts": {"S3ModelArtifacts": "s3://bucket/output/model.tar.gz"},
+        "TrainingJobStatus": status,
+        "SecondaryStatus": secondary,
+        "ResourceConfig": {"InstanceType": "ml.g5.2xlarge", "InstanceCount": 2, "VolumeSizeInGB": 30},
+        "EnableManagedSpotTraining": True,
+        "CreationTime": T0,
+        "TrainingStartTime": T0 + 80,
+        "SecondaryStatusTransitions": transitions,
+        "CheckpointConfig": {"S3Uri": "s3://bucket/checkpoints/digits"},
+        "FinalMetricDataList": [{"MetricName": "val_accuracy", "Value": 0.97, "Timestamp": T0 + 250}],
+        "StoppingCondition": {"MaxRuntimeInSeconds": 3600},
+        **more,
+    }
+
+
+def say(cloudwatch: Any, stream: str, *lines: tuple[float, str], name: str = NAME) -> None:
+    """Into CloudWatch: at so many seconds after 100 seconds ago."""
+    given = {"logGroupName": "/aws/sagemaker/TrainingJobs", "logStreamName": f"{name}/{stream}"}
+    if not cloudwatch.describe_log_streams(logGroupName=given["logGroupName"], logStreamNamePrefix=f"{name}/{stream}")[
+        "logStreams"
+    ]:
+        cloudwatch.create_log_stream(**given)
+    start = time.time() - 100
+    events = [{"timestamp": int(1000 * (start + at)), "message": text} for at, text in lines]
+    cloudwatch.put_log_events(**given, logEvents=events)
 
 
 def refusal(code: str, message: str, status: int = 400) -> Answer:

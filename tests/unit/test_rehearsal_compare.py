@@ -45,7 +45,7 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_what_differs_and_what_came_of_it(two: tuple[Path, Path]) -> None:
     prices = Prices(on_demand=3600, spot=360)
-    compared = Comparison(jobs=tuple(read_report(folder, prices=prices) for folder in two), prices=prices)
+    compared = Comparison(jobs=tuple(read_report(folder, prices=prices) for folder in two))
     assert compared.settings == [("lr", ["0.1", "0.3"]), ("moorage_strategy", ["ddp", "–"])]
     assert compared.same == 2
     facts = dict(compared.facts)

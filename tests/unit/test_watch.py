@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -20,39 +19,10 @@ from moorage.cloud.described import Described, committed_step
 from moorage.cloud.reasons import reason_of
 from moorage.cloud.watching import Pace
 from moorage.errors import CloudError
-from platform_api import Platform, platform, refusal
+from platform_api import NAME, REGION, T0, Platform, job, platform, refusal, say
 from support import ROOT, hears_ctrl_c
 
-REGION = "eu-central-1"
-NAME = "digits-2026-01-31-12-00-00-123"
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-T0 = 1790000000.0
-
-
-def job(secondary: str = "Training", *, status: str = "InProgress", **more: Any) -> dict[str, Any]:
-    """As DescribeTrainingJob answers, times as its JSON has them."""
-    phases = [("Starting", 0, 80), ("Training", 80, 200), ("Interrupted", 200, 260), ("Training", 260, None)]
-    transitions = [
-        {"Status": name, "StartTime": T0 + begun, "StatusMessage": f"it is {name}",
-         **({"EndTime": T0 + ended} if ended else {})}
-        for name, begun, ended in phases
-    ]  # fmt: skip
-    return {
-        "TrainingJobName": NAME,
-        "TrainingJobArn": f"arn:aws:sagemaker:{REGION}:123456789012:training-job/{NAME}",
-        "ModelArtifacts": {"S3ModelArtifacts": "s3://bucket/output/model.tar.gz"},
-        "TrainingJobStatus": status,
-        "SecondaryStatus": secondary,
-        "ResourceConfig": {"InstanceType": "ml.g5.2xlarge", "InstanceCount": 2, "VolumeSizeInGB": 30},
-        "EnableManagedSpotTraining": True,
-        "CreationTime": T0,
-        "TrainingStartTime": T0 + 80,
-        "SecondaryStatusTransitions": transitions,
-        "CheckpointConfig": {"S3Uri": "s3://bucket/checkpoints/digits"},
-        "FinalMetricDataList": [{"MetricName": "val_accuracy", "Value": 0.97, "Timestamp": T0 + 250}],
-        "StoppingCondition": {"MaxRuntimeInSeconds": 3600},
-        **more,
-    }
 
 
 @pytest.fixture
@@ -76,17 +46,6 @@ def cloudwatch(told: Platform) -> Any:
     client = boto3.client("logs", endpoint_url=told.endpoint, region_name=REGION)
     client.create_log_group(logGroupName="/aws/sagemaker/TrainingJobs")
     return client
-
-
-def say(cloudwatch: Any, stream: str, *lines: tuple[float, str]) -> None:
-    given = {"logGroupName": "/aws/sagemaker/TrainingJobs", "logStreamName": f"{NAME}/{stream}"}
-    if not cloudwatch.describe_log_streams(logGroupName=given["logGroupName"], logStreamNamePrefix=f"{NAME}/{stream}")[
-        "logStreams"
-    ]:
-        cloudwatch.create_log_stream(**given)
-    start = time.time() - 100
-    events = [{"timestamp": int(1000 * (start + at)), "message": text} for at, text in lines]
-    cloudwatch.put_log_events(**given, logEvents=events)
 
 
 # What a job is, and why it ended

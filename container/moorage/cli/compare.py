@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from moorage.cli.help import command
-from moorage.cli.report import PANEL, OnDemandPrice, SpotPrice, folder_of, prices_of, written
+from moorage.cli.report import (
+    PANEL,
+    FetchPrices,
+    OnDemandPrice,
+    Region,
+    SpotPrice,
+    folders_of,
+    prices_of,
+    written,
+)
 from moorage.cli.terminal import Json, Quiet, logged, narrate, narrator, result
 
 PAGE = Path("compare.html")
@@ -23,6 +32,7 @@ def add(app: typer.Typer) -> None:
             "moorage compare runs/lr-2026-01-31-12-00-00-123456 runs/lr-2026-01-31-12-05-00-123456",
             "moorage compare runs/lr-* -o lr.html --on-demand-price 3.06 --spot-price 0.92",
             "moorage compare checkpoints-a/ checkpoints-b/ --json | jq .settings_that_differ",
+            "moorage compare $JOB $OTHER_JOB --fetch-prices",
         ],
     )
 
@@ -30,7 +40,11 @@ def add(app: typer.Typer) -> None:
 def compare(
     jobs: Annotated[
         list[Path],
-        typer.Argument(metavar="JOB JOB...", help="Folders of rehearsals, or their names; of hosts; of checkpoints."),
+        typer.Argument(
+            metavar="JOB JOB...",
+            help="Folders of rehearsals, or their names; of hosts; of checkpoints; or jobs of SageMaker, by their "
+            "names or ARNs.",
+        ),
     ],
     *,
     output: Annotated[
@@ -38,6 +52,8 @@ def compare(
     ] = None,
     on_demand_price: OnDemandPrice = None,
     spot_price: SpotPrice = None,
+    fetch_prices: FetchPrices = False,
+    region: Region = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -52,8 +68,11 @@ def compare(
 
     prices = prices_of(on_demand_price, spot_price)
     told = narrator(quiet=quiet)
-    with logged(lambda text, style: narrate(told, text, style)):
-        comparison = Comparison(jobs=tuple(read_report(folder_of(job), prices=prices) for job in jobs), prices=prices)
+    with (
+        logged(lambda text, style: narrate(told, text, style)),
+        folders_of(jobs, region, priced=fetch_prices) as folders,
+    ):
+        comparison = Comparison(jobs=tuple(read_report(folder, prices=prices) for folder in folders))
     page = output or (None if as_json else PAGE)
     if page is not None:
         written(lambda: write_page(comparison, page), page)

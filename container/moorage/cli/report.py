@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +14,7 @@ import typer
 
 from moorage.cli.help import command
 from moorage.cli.terminal import Json, Quiet, logged, narrate, narrator, result
-from moorage.errors import ConfigError
+from moorage.errors import CloudError, ConfigError
 
 if TYPE_CHECKING:
     from moorage.rehearsal.prices import Prices
@@ -24,6 +28,10 @@ OnDemandPrice = Annotated[
     float | None, typer.Option("--on-demand-price", metavar="PRICE", help="Of an instance and hour.")
 ]
 SpotPrice = Annotated[float | None, typer.Option("--spot-price", metavar="PRICE", help="The same on Spot.")]
+FetchPrices = Annotated[bool, typer.Option("--fetch-prices", help="Of jobs of SageMaker: ask AWS's price list.")]
+Region = Annotated[
+    str | None, typer.Option("--region", metavar="REGION", help="Of jobs of SageMaker; else AWS_REGION.")
+]
 
 
 def add(app: typer.Typer) -> None:
@@ -35,6 +43,7 @@ def add(app: typer.Typer) -> None:
             "moorage report",
             "moorage report runs/digits-2026-01-31-12-00-00-123456 --on-demand-price 3.06 --spot-price 0.92",
             "moorage report checkpoints/ --log cloudwatch.txt -o job.html",
+            "moorage report $JOB --fetch-prices",
             "moorage report --json | jq .goodput",
         ],
     )
@@ -45,7 +54,8 @@ def report(
         Path | None,
         typer.Argument(
             metavar="[JOB]",
-            help="Folder of a rehearsal, or its name; of one host; of checkpoints. Else the newest in runs/.",
+            help="Folder of a rehearsal, or its name; of one host; of checkpoints; or a job of SageMaker, by its name "
+            "or ARN. Else the newest in runs/.",
         ),
     ] = None,
     *,
@@ -61,6 +71,8 @@ def report(
     ] = None,
     on_demand_price: OnDemandPrice = None,
     spot_price: SpotPrice = None,
+    fetch_prices: FetchPrices = False,
+    region: Region = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -75,10 +87,12 @@ def report(
     from moorage.rehearsal.summary import report_summary
 
     told = narrator(quiet=quiet)
-    with logged(lambda text, style: narrate(told, text, style)):
-        found = read_report(
-            folder_of(job) if job else _newest(), prices=prices_of(on_demand_price, spot_price), logs=log or ()
-        )
+    prices = prices_of(on_demand_price, spot_price)
+    with (
+        logged(lambda text, style: narrate(told, text, style)),
+        folders_of([job or _newest()], region, priced=fetch_prices) as (folder,),
+    ):
+        found = read_report(folder, prices=prices, logs=log or ())
     page = output or (None if as_json else _page(found))
     if page is not None:
         written(lambda: write_page(found, page), page)
@@ -88,11 +102,40 @@ def report(
         result([*report_summary(found), "", *named([("page", str(page))])])
 
 
-def folder_of(job: Path) -> Path:
-    """The folder that was named, or of the rehearsal of that name."""
+@contextmanager
+def folders_of(jobs: Sequence[Path], region: str | None, *, priced: bool) -> Iterator[list[Path]]:
+    """That of each: the one named, or of the rehearsal of that name; of a job of SageMaker one that is there for so
+    long. priced: such jobs with what they cost by AWS's price list.
+    """
     from moorage.rehearsal.assemble import RUNS
 
-    return RUNS / job if not job.exists() and (RUNS / job).is_dir() else job
+    found = [RUNS / job if not job.exists() and (RUNS / job).is_dir() else job for job in jobs]
+    with tempfile.TemporaryDirectory(prefix="moorage-") as temporary:
+        for number, job in enumerate(found):
+            name = _of_sagemaker(str(job))
+            if name and not job.exists():
+                found[number] = Path(temporary, str(number), name)
+                found[number].mkdir(parents=True)
+                _fetch(name, found[number], region, priced=priced)
+        yield found
+
+
+def _of_sagemaker(text: str) -> str:
+    """The name of a training job, if it can be one or its ARN; else ""."""
+    match = re.fullmatch(r"(arn:[^/]+:training-job/)?([A-Za-z0-9](-*[A-Za-z0-9]){0,62})", text)
+    return match[2] if match else ""
+
+
+def _fetch(name: str, folder: Path, region: str | None, *, priced: bool) -> None:
+    from moorage.cloud.fetched import Fetching
+
+    try:
+        Fetching(os.environ, region, priced=priced).fetch(name, folder)
+    except CloudError as error:
+        raise CloudError(
+            f"there is no folder {name}, and {error.what}", why=error.why,
+            fix=f"name the job's folder; or, if it is a job of SageMaker: {error.fix}",
+        ) from None  # fmt: skip
 
 
 def _newest() -> Path:

@@ -80,15 +80,18 @@ class Described:
     @property
     def instances(self) -> str:
         """`2 x ml.g5.2xlarge, Spot`."""
-        resources = self.answer.get("ResourceConfig", {})
-        groups = resources.get("InstanceGroups") or [resources]
-        parts = [f"{one.get('InstanceCount', 1)} x {one.get('InstanceType', 'unknown')}" for one in groups]
+        parts = [f"{one.get('InstanceCount', 1)} x {one.get('InstanceType', 'unknown')}" for one in self.groups]
         return ", ".join([*parts, *(["Spot"] if self.is_spot else [])])
 
     @property
     def hosts(self) -> int:
+        return sum(int(one.get("InstanceCount", 1)) for one in self.groups)
+
+    @property
+    def groups(self) -> list[Mapping[str, Any]]:
+        """InstanceType and InstanceCount of each group; of a job without groups, of all."""
         resources = self.answer.get("ResourceConfig", {})
-        return sum(int(one.get("InstanceCount", 1)) for one in resources.get("InstanceGroups") or [resources])
+        return resources.get("InstanceGroups") or [resources]
 
     @property
     def training_seconds(self) -> float | None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from moorage.errors import ConfigError
-from moorage.rehearsal.prices import Prices
 from moorage.rehearsal.report import Report, by_step
 from moorage.rehearsal.report_text import money_text, number_text, percent_text, seconds_text
 
@@ -34,14 +33,15 @@ class Comparison:
     """Raises ConfigError for one job, for more than MOST, and for one that is named twice."""
 
     jobs: tuple[Report, ...]
-    prices: Prices | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.jobs) <= MOST:
             raise ConfigError(
-                f"{len(self.jobs)} cannot be compared", why=f"it takes from 2 to {MOST} jobs", fix="name their folders"
+                f"{len(self.jobs)} cannot be compared",
+                why=f"it takes from 2 to {MOST} jobs",
+                fix="name their folders, or jobs of SageMaker",
             )
-        folders = [job.folder.resolve() for job in self.jobs]
+        folders = [job.arn or str(job.folder.resolve()) for job in self.jobs]
         if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
             raise ConfigError(f"{twice} is named twice", fix="name each job once")
 
@@ -60,13 +60,7 @@ class Comparison:
     @property
     def facts(self) -> list[tuple[str, list[str]]]:
         rows = [(name, [text(job) for job in self.jobs]) for name, text in _FACTS.items()]
-        if self.prices is not None:
-            rows.append(("cost", [self.cost(job) for job in self.jobs]))
         return [(name, values) for name, values in rows if any(value not in (NONE, "0") for value in values)]
-
-    def cost(self, job: Report) -> str:
-        """On Spot, at the prices given."""
-        return money_text(job.savings.spot_cost) if job.savings else NONE
 
     @property
     def metrics(self) -> list[Metric]:
@@ -110,4 +104,5 @@ _FACTS: dict[str, Callable[[Report], str]] = {
     "attempts": lambda job: str(len(job.attempts)),
     "interruptions": lambda job: str(job.interruptions),
     "steps done again": lambda job: str(job.replayed),
+    "cost": lambda job: NONE if job.cost is None else money_text(job.cost),
 }

@@ -25,6 +25,20 @@ class Prices:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bill:
+    """Of a job of the platform. seconds: BillableTimeInSeconds, in which the discount of Spot is already. per_hour: of
+    all its instances on demand, None where no price is known."""
+
+    seconds: float
+    instances: int
+    per_hour: float | None
+
+    @property
+    def cost(self) -> float | None:
+        return None if self.per_hour is None else self.per_hour * self.seconds / 3600
+
+
+@dataclass(frozen=True, kw_only=True)
 class Savings:
     """billable: seconds in which there were instances. uninterrupted: seconds the job would have taken left alone,
     without what was done again and without all starts and ends but one. hosts: instances.

@@ -15,7 +15,7 @@ from typing import Any
 
 from moorage.contract.goodput import Goodput, measure
 from moorage.errors import ConfigError
-from moorage.rehearsal.prices import Prices, Savings
+from moorage.rehearsal.prices import Bill, Prices, Savings
 from moorage.rehearsal.report_attempts import AttemptRow, attempt_rows
 from moorage.rehearsal.report_folder import Found
 from moorage.rehearsal.timeline import Lane, Mark, Span, lanes_of
@@ -32,10 +32,11 @@ class Report:
     status, secondary: as DescribeTrainingJob has them, of a rehearsal; else "" and how the last attempt ended.
     billable: seconds in which there were instances. marks: what happened to the job, interruptions of the rehearsal
     included. given: hyperparameters and settings of the last start, as the ledger has them. counts: how often each
-    metric regex matched. notes: what this report lacks, and why.
+    metric regex matched. notes: what this report lacks, and why. arn, bill: of a job of the platform, else "" and None.
     """
 
     name: str
+    arn: str
     folder: Path
     status: str
     secondary: str
@@ -53,6 +54,7 @@ class Report:
     counts: Mapping[str, int]
     goodput: Goodput | None
     savings: Savings | None
+    bill: Bill | None
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -69,8 +71,16 @@ class Report:
 
     @property
     def interruptions(self) -> int:
-        """Those that a rehearsal made."""
-        return sum(mark.kind == "interruption" for mark in self.marks)
+        """Those that a rehearsal made, or the platform tells of."""
+        made = sum(mark.kind == "interruption" for mark in self.marks)
+        return made or sum(phase.kind == "Interrupted" for phase in self.phases)
+
+    @property
+    def cost(self) -> float | None:
+        """What it came to, or what it would have on Spot; None where no price is known."""
+        if self.bill is not None:
+            return self.bill.cost
+        return self.savings.spot_cost if self.savings else None
 
     @property
     def restarts(self) -> int:
@@ -79,7 +89,8 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """What `report_data` describes."""
         return {
-            "name": self.name, "folder": str(self.folder), "status": self.status, "secondary": self.secondary,
+            "name": self.name, "arn": self.arn, "folder": None if self.arn else str(self.folder),
+            "status": self.status, "secondary": self.secondary,
             "failure": self.failure, "begun": self.begun, "wall_seconds": self.wall, "billable_seconds": self.billable,
             "hosts": list(self.hosts), "given": dict(self.given), "steps": self.steps, "replayed_steps": self.replayed,
             "interruptions": self.interruptions, "restarts": self.restarts,
@@ -91,6 +102,7 @@ class Report:
             "regex_matches": dict(self.counts),
             "goodput": self.goodput.to_json() if self.goodput else None,
             "savings": self.savings.to_json() if self.savings else None,
+            "bill": {**asdict(self.bill), "cost": self.bill.cost} if self.bill else None,
             "warnings": list(self.warnings), "notes": list(self.notes),
         }  # fmt: skip
 
@@ -114,8 +126,10 @@ def read_report(folder: Path, *, prices: Prices | None = None, logs: Sequence[Pa
     lanes = lanes_of(found.records, found.presences())
     billable = float(found.outcome.get("billable_seconds") or (goodput.wall - goodput.parts.idle if goodput else 0.0))
     attempts = attempt_rows(found.records, goodput, found.outcome.get("attempts") or (), found.traces, begun)
+    bill = found.bill(prices)
     return Report(
         name=str(found.outcome.get("name") or folder.resolve().name),
+        arn=str(found.outcome.get("arn") or ""),
         folder=folder,
         status=str(found.outcome.get("status") or ""),
         secondary=str(found.outcome.get("secondary") or (attempts[-1].ended_by if attempts else "")),
@@ -132,7 +146,8 @@ def read_report(folder: Path, *, prices: Prices | None = None, logs: Sequence[Pa
         traces=found.traces,
         counts=found.outcome.get("metrics") or {},
         goodput=goodput,
-        savings=_savings(prices, goodput, billable, len(lanes)),
+        savings=None if bill else _savings(prices, goodput, billable, len(lanes)),
+        bill=bill,
         warnings=tuple(map(str, found.outcome.get("warnings") or ())),
         notes=tuple(_notes(found, goodput, prices)),
     )
@@ -143,7 +158,8 @@ def report_data(folder: Path, *, prices: Prices | None = None, logs: Sequence[Pa
 
     | key | what |
     |---|---|
-    | name, folder, status, secondary, failure | as DescribeTrainingJob has them; "" where nobody told |
+    | name, arn, status, secondary, failure | as DescribeTrainingJob has them; "" where nobody told |
+    | folder | where it lies; null for a job of the platform |
     | begun | seconds since 1970 |
     | given | hyperparameters, settings that are not the default, hosts, instance_type; secrets redacted |
     | wall_seconds, billable_seconds, hosts, steps, replayed_steps, interruptions, restarts | of the whole job |
@@ -155,6 +171,7 @@ def report_data(folder: Path, *, prices: Prices | None = None, logs: Sequence[Pa
     | regex_matches | how often each metric regex matched |
     | goodput | as `moorage goodput --json`; null without moorage.start() |
     | savings | costs for the prices given; null without |
+    | bill | seconds, instances, per_hour, cost of a job of the platform; else null |
     | warnings, notes | lines |
 
     Raises as `read_report`.

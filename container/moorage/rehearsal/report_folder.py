@@ -24,6 +24,7 @@ from moorage.rehearsal.events import (
     Synced,
     read_events,
 )
+from moorage.rehearsal.prices import Bill, Prices
 from moorage.rehearsal.timeline import Mark, Presence, Span, marks_of, one_clock
 from moorage.rehearsal.traces import Traces, traces_of, traces_of_logs
 
@@ -82,12 +83,25 @@ class Found:
         return sorted([*marks_of(self.records), *seen], key=lambda mark: mark.time)
 
     def given(self) -> dict[str, str]:
-        """What the job was given at its last start, and its world size."""
+        """What the job was given at its last start, and its world size; what the platform knows of it goes first."""
+        platform = self.outcome.get("given") or {}
         starts = [event for record in self.records for event in record.events if event["event"] == "start"]
         last = next((start for start in reversed(starts) if isinstance(start.get("given"), dict)), None)
         if last is None:
-            return {}
-        return {str(name): str(value) for name, value in {**last["given"], "world_size": last["world_size"]}.items()}
+            given = {**(self.outcome.get("hyperparameters") or {}), **platform}
+        else:
+            given = {**platform, **last["given"], "world_size": last["world_size"]}
+        return {str(name): str(value) for name, value in given.items()}
+
+    def bill(self, prices: Prices | None) -> Bill | None:
+        """Of a job of the platform that is over. prices: for where the platform was not asked."""
+        bill = self.outcome.get("bill")
+        if not bill:
+            return None
+        per_hour, instances = bill["per_hour"], int(bill["instances"])
+        if per_hour is None and prices is not None:
+            per_hour = prices.on_demand * instances
+        return Bill(seconds=float(bill["seconds"]), instances=instances, per_hour=per_hour)
 
     def failure(self) -> str:
         if self.outcome:

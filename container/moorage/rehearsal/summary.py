@@ -138,6 +138,8 @@ def _report_facts(report: Report) -> Iterator[tuple[str, str]]:
             yield name, f"{points[-1].text} at the end, {counted(len(points), 'value')}"
     if report.savings is not None:
         yield "spot", savings_text(report.savings)
+    if report.cost is not None and report.bill is not None:
+        yield "cost", f"{money_text(report.cost)}, at {money_text(report.bill.per_hour or 0)} an hour for all"
 
 
 def savings_text(savings: Savings) -> str:
