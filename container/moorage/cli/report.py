@@ -122,8 +122,10 @@ def folders_of(jobs: Sequence[Path], region: str | None, *, priced: bool) -> Ite
 
 def _of_sagemaker(text: str) -> str:
     """The name of a training job, if it can be one or its ARN; else ""."""
-    match = re.fullmatch(r"(arn:[^/]+:training-job/)?([A-Za-z0-9](-*[A-Za-z0-9]){0,62})", text)
-    return match[2] if match else ""
+    from moorage.rehearsal.job import JOB_NAME
+
+    name = re.sub(r"^arn:[^/]+:training-job/", "", text)
+    return name if JOB_NAME.fullmatch(name) else ""
 
 
 def _fetch(name: str, folder: Path, region: str | None, *, priced: bool) -> None:

@@ -151,4 +151,5 @@ def _is_of(job: Described, name: str) -> bool:
     if found is None:
         return False
     began = datetime.strptime(found[1], "%Y%m%dT%H%M%S%z")
-    return job.answer["CreationTime"] - _CLOCKS <= began <= (job.answer.get("TrainingEndTime") or job.now) + _CLOCKS
+    created, ended = job.answer["CreationTime"], job.answer.get("TrainingEndTime") or job.now
+    return bool(created - _CLOCKS <= began <= ended + _CLOCKS)

@@ -23,7 +23,7 @@ GRACE = 120.0
 STEP = r"(?i)(?:^|[\s\[{(,'\"#])(?:global[_ ])?step[\s'\"]*[=:]?\s*(\d+)"
 """The step of a line that a program writes: `#metric step=120`, `step 12/90`, `{"step": 3}`."""
 
-_JOB_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
+JOB_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ class Job:
 
 
 def _check(job: Job) -> None:
-    if not _JOB_NAME.fullmatch(job.name):
+    if not JOB_NAME.fullmatch(job.name):
         raise ConfigError(
             f"{job.name!r} is not a name for a training job", fix="use letters, digits and single '-', at most 63"
         )
