@@ -13,7 +13,7 @@ from moorage.cloud.finding import Finding
 from moorage.cloud.request import Submission, hyperparameters
 from moorage.contract.secrets import is_secret_key, redact
 
-STORAGE = re.compile(r"ml\.(g4dn|g5|g6e?|gr6|p3dn|p4de?|p5e?n?|p6[a-z-]*|trn\d\w*|[cmr]\d\w*d)\.")
+STORAGE = re.compile(r"ml\.(g4dn|g5|g[67]e?|gr6|p3dn|p4de?|p5e?n?|p6[a-z-]*|trn\d\w*|[cmr]\d\w*d)\.")
 """Types with NVMe storage of their own, in place of the volume."""
 
 WARM = 3600
