@@ -129,13 +129,15 @@ def test_what_may_not_be_seen_is_left_out(told: Platform, capsys: pytest.Capture
     failed["HyperParameters"] = {"lr": '"0.1"', "api_key": "hidden-from-all"}
     told.script("SageMaker.DescribeTrainingJob", failed)
     told.script("Logs_20140328.FilterLogEvents", refusal("AccessDeniedException", "not authorized"))
-    assert main(["report", NAME, "--json"]) == 0
+    told.script("AWSPriceListService.GetProducts", refusal("AccessDeniedException", "not authorized"))
+    assert main(["report", NAME, "--json", "--fetch-prices"]) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert found["failure"] == "AlgorithmError: no data" and found["interruptions"] == 1
     assert found["given"]["lr"] == "0.1" and found["given"]["api_key"] == "********"
     assert "cannot read the ledger in s3://bucket/checkpoints/digits" in err
-    assert "allow logs:FilterLogEvents" in err and "hidden-from-all" not in out + err
+    assert "allow logs:FilterLogEvents" in err and "allow pricing:GetProducts" in err
+    assert found["bill"]["cost"] is None and "hidden-from-all" not in out + err
 
 
 def test_what_is_neither_a_folder_nor_a_job(told: Platform, capsys: pytest.CaptureFixture[str]) -> None:

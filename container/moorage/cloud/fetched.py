@@ -98,7 +98,11 @@ class Fetching:
         """Of all its instances, on demand; None where the price list does not have one of them."""
         groups = job.groups
         arn = str(job.answer["TrainingJobArn"])
-        prices = fetch_prices({str(group["InstanceType"]) for group in groups}, arn.split(":")[3], self._env)
+        try:
+            prices = fetch_prices({str(group["InstanceType"]) for group in groups}, arn.split(":")[3], self._env)
+        except CloudError as error:
+            log.warning("%s: %s", job.name, error)
+            return None
         if not all(group["InstanceType"] in prices for group in groups):
             return None
         return sum(int(group["InstanceCount"]) * prices[group["InstanceType"]].on_demand for group in groups)
