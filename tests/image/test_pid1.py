@@ -83,13 +83,17 @@ def test_orphans_are_reaped_and_train_is_pid_1_itself(tmp_path: Path, containers
 
 
 LINES = """
-    import hashlib, os, sys
-    rank = os.environ["RANK"]
+    import hashlib, os, pathlib, sys, time
+    rank, written = os.environ["RANK"], pathlib.Path("/tmp/rank-0-has-written")
     for number in range(400):
         body = f"{rank}-{number}-" * 1500
         sys.stdout.write(f"line {rank} {number} {body} {hashlib.sha256(body.encode()).hexdigest()}\\n")
     print("the last line of", rank, end="", flush=True)
-    if rank == "1":
+    if rank == "0":
+        written.touch()
+    else:  # the failure of one stops the other, which must have written by then
+        while not written.exists():
+            time.sleep(0.01)
         raise ValueError("größer ☃ " * 5000)
 """
 
