@@ -140,6 +140,13 @@ def test_a_job_that_fails_is_failed_there_too_with_its_last_steps(tmp_path: Path
     assert run.data.params == {"lr": "0.1", "epochs": "5", "api_key": "********"}
     assert run.data.tags["moorage.code"].startswith("train.py xxh3:")
     assert "RuntimeError: token=******** is wrong" in run.data.tags["moorage.failure"]
+    with run_train(tmp_path / "job", program=PROGRAM, ranks=1, env=env, log_every=1) as (host,):
+        assert host.ends(60) == 0, host.report()
+    run = client.get_run(run.info.run_id)
+    assert run.info.status == "FINISHED"
+    assert "moorage.failure" not in run.data.tags
+    steps = [one.step for one in client.get_metric_history(run.info.run_id, "train_loss")]
+    assert steps == list(range(1, STEPS + 1))
 
 
 def test_a_job_that_fails_while_mlflow_is_away_ends_all_the_same(tmp_path: Path) -> None:

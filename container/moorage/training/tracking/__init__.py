@@ -10,7 +10,7 @@ from pathlib import Path
 from moorage.contract.config import JobConfig
 from moorage.training.tracking import lineage
 from moorage.training.tracking.recorder import Recorder as Recorder
-from moorage.training.tracking.server import Target
+from moorage.training.tracking.server import FAILURE, Target
 from moorage.training.tracking.spool import Spool
 
 SMALL = 2**20
@@ -46,12 +46,12 @@ def record(
 def record_failure(config: JobConfig, env: Mapping[str, str], why: str) -> None:
     """End the run of a job whose ranks are gone, once what they left unsent is sent. Nothing where they began none.
 
-    why: becomes the tag moorage.failure.
+    why: becomes the tag moorage.failure. Without secrets.
     """
     if not Spool.is_begun(config.checkpoint_folder, config.arn) or (target := _target(env)) is None:
         return
     spool = Spool(config.checkpoint_folder, config.arn)
-    tags = {**spool.tags, **lineage.failed(why)}
+    tags = {**spool.tags, FAILURE: why.strip()}
     recorder = Recorder(target, spool, name=config.name, params=lambda: spool.params, tags=lambda: tags)
     recorder.finish("FAILED", FAILED_SECONDS)
 

@@ -47,11 +47,6 @@ def resumed(step: int) -> dict[str, str]:
     return {f"moorage.resumed.step-{step:08d}": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
 
-def failed(why: str) -> dict[str, str]:
-    """How the job ended. why: without secrets."""
-    return {"moorage.failure": why.strip()}
-
-
 def _given(env: Mapping[str, str]) -> dict[str, str]:
     try:
         given = json.loads(env.get(GIVEN) or "{}")

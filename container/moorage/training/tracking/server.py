@@ -14,6 +14,9 @@ from moorage.training.tracking.spool import Point
 IDENTITY = "moorage.identity"
 """The tag by which a job that was interrupted finds its run again."""
 
+FAILURE = "moorage.failure"
+"""The tag that says why the job has failed."""
+
 MANY = 1000
 """Metrics in one request, at most (MLflow's REST API, runs/log-batch); 100 for parameters and tags."""
 
@@ -101,6 +104,8 @@ class Server:
             run = found[0] if found else client.create_run(experiment, tags={IDENTITY: identity}, run_name=name)
         server = cls(client=client, run_id=run.info.run_id, experiment_id=run.info.experiment_id)
         client.update_run(server.run_id, status="RUNNING")
+        if FAILURE in run.data.tags:  # started again
+            client.delete_tag(server.run_id, FAILURE)
         server.look()
         return server
 
