@@ -92,7 +92,8 @@ LINES = """
     if rank == "0":
         written.touch()
     else:  # the failure of one stops the other, which must have written by then
-        while not written.exists():
+        end = time.monotonic() + 30
+        while not written.exists() and time.monotonic() < end:
             time.sleep(0.01)
         raise ValueError("größer ☃ " * 5000)
 """

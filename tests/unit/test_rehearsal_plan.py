@@ -19,6 +19,7 @@ from moorage.rehearsal.code import submitted
 from moorage.rehearsal.job import Channel, Fault, Interruption, Job
 from moorage.rehearsal.observer import Observer
 from moorage.rehearsal.schedule import Faults, Moment, Schedule
+from support import wait_until
 
 HYPERPARAMETERS = {"amsgrad": "True", "optimizer": "adam", "layers": "[1, 2]", "lr": "1e-3", "schedule": "None"}
 
@@ -269,9 +270,9 @@ def test_pipes_give_every_epoch_whole_also_after_one_that_was_left(tmp_path: Pat
         with (tmp_path / "fifos" / "train_1").open("rb") as file:
             assert file.read(2) == b"0\n"
         read: list[bytes] = []
-        reader = threading.Thread(target=lambda: read.append((tmp_path / "fifos" / "train_2").read_bytes()))
-        while not (tmp_path / "fifos" / "train_2").exists():
-            pass
+        third = tmp_path / "fifos" / "train_2"
+        reader = threading.Thread(target=lambda: read.append(third.read_bytes()))
+        wait_until(third.exists, what="the pipe of the third epoch")
         reader.start()
         reader.join(10)
         assert read == [expected]
